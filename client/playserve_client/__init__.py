@@ -1,0 +1,1 @@
+"""Thin client: streams, game environments, scripted experts, recordings and rollouts. Knows no torch."""

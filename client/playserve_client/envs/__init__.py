@@ -1,0 +1,1 @@
+"""Game environments as the evaluator and the recorder see them."""

@@ -1,0 +1,1 @@
+"""Generated code of the playserve.v1 wire; see the .proto files beside it."""

@@ -1,0 +1,1 @@
+"""The inference service: sessions, batching, gRPC and HTTP servers."""

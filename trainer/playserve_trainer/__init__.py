@@ -1,0 +1,1 @@
+"""Models, data, training and checkpoints. Knows no servers."""

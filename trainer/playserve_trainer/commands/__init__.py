@@ -1,0 +1,1 @@
+"""Subcommands of the console command `playserve`, one module each."""

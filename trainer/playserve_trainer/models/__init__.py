@@ -1,0 +1,1 @@
+"""Model families: one module each, an nn.Module beside its Config. A leaf."""

@@ -1,0 +1,147 @@
+"""The one interface of every policy: `forward` over sequences for training, `step` over slots for serving.
+
+Shape legend: B rows of a batch, T steps of a sequence, H heads of an action, A choices of a head, S slots of a pool.
+
+A policy's memory lives outside it, in preallocated tensors with one row a slot (:class:`Memory`), so that the service
+can batch any sessions, export a slot and import it elsewhere. Slot 0 is scratch: padding rows point at it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from playserve.specs import PolicySpec
+
+__all__ = ["UNKNOWN_ACTION", "ForwardOutput", "Memory", "Policy", "Sampler", "StateTensor", "StepOutput", "layout_digest"]
+
+#: Stands in `executed` where nothing was executed, or nobody knows what was; also at the first step of an episode.
+UNKNOWN_ACTION = -1
+
+#: Draws actions: (logits_BA float32, head 0..H-1) -> int64 [B]. The caller owns seeds, temperatures and log-probs.
+Sampler = Callable[[Tensor, int], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class StateTensor:
+    """Shape and dtype of one slot's row of a memory tensor; a fresh memory is all zeros."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def layout_digest(family: str, layout: Mapping[str, StateTensor]) -> str:
+    """Return the digest of a memory layout: equal digests can take over each other's memory."""
+    described = {name: [list(t.shape), str(t.dtype)] for name, t in sorted(layout.items())}
+    return hashlib.sha256(json.dumps([family, described]).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """The slots of one batch.
+
+    Attributes:
+        pools: One tensor [S, *shape] for each entry of the policy's state layout.
+        slots_B: int64 [B], slot of each row; a slot appears once, except slot 0 (padding).
+        reset_B: bool [B], rows whose memory is empty: their slot's old content must not matter.
+    """
+
+    pools: Mapping[str, Tensor]
+    slots_B: Tensor
+    reset_B: Tensor
+
+    def read(self, name: str) -> Tensor:
+        """Return the rows [B, *shape] of a pool, zeros where the row is reset."""
+        rows = self.pools[name].index_select(0, self.slots_B)
+        mask = self.reset_B.view(-1, *([1] * (rows.dim() - 1)))
+        return rows.masked_fill(mask, 0)
+
+    def write(self, name: str, rows: Tensor) -> None:
+        """Store the rows [B, *shape] of a pool."""
+        self.pools[name].index_copy_(0, self.slots_B, rows.to(self.pools[name].dtype))
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What one step of B rows gives.
+
+    Attributes:
+        actions_BH: int64 [B, H], as the sampler drew them.
+        value_B: float32 [B] value estimates, or None.
+        outputs: Output tensors [B, ...] by name, as the spec's `outputs` declare.
+    """
+
+    actions_BH: Tensor
+    value_B: Tensor | None = None
+    outputs: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardOutput:
+    """What a forward pass over B sequences of T steps gives.
+
+    Attributes:
+        logits: One tensor [B, T, A] a head.
+        state: Memory rows [B, *shape] after the last step, by name; empty for memoryless policies.
+    """
+
+    logits: tuple[Tensor, ...]
+    state: Mapping[str, Tensor]
+
+
+class Policy(nn.Module, ABC):
+    """A policy of any family. `step`, repeated, equals `forward`, by test."""
+
+    @abstractmethod
+    def spec(self) -> PolicySpec:
+        """Return the spec; name and version are filled in when it is published."""
+
+    @abstractmethod
+    def state_layout(self) -> Mapping[str, StateTensor]:
+        """Return the memory tensors of one slot; empty for memoryless policies."""
+
+    @abstractmethod
+    def forward(
+        self,
+        inputs: Mapping[str, Tensor],
+        executed_BTH: Tensor,
+        first_BT: Tensor,
+        state: Mapping[str, Tensor] | None = None,
+    ) -> ForwardOutput:
+        """Compute logits for whole sequences.
+
+        Args:
+            inputs: Input tensors [B, T, *shape] in the dtypes of the spec.
+            executed_BTH: int64, the action executed before each step, UNKNOWN_ACTION where there is none.
+            first_BT: bool, steps that begin an episode: the memory is empty before them.
+            state: Memory rows before the first step; None: empty.
+        """
+
+    @abstractmethod
+    def step(self, inputs: Mapping[str, Tensor], executed_BH: Tensor, memory: Memory, sample: Sampler) -> StepOutput:
+        """Advance the memory of B slots by one step, and draw actions.
+
+        Args:
+            inputs: Input tensors [B, *shape].
+            executed_BH: int64, the action executed before this step, UNKNOWN_ACTION where there is none.
+            memory: The slots of the rows; advanced in place.
+            sample: Draws the actions, called once a head in order.
+        """
+
+    def layout(self) -> str:
+        """Return the digest of the memory layout."""
+        return layout_digest(self.spec().family, self.state_layout())
+
+    def num_params(self) -> int:
+        """Return N, the number of parameters."""
+        return sum(p.numel() for p in self.parameters())
+
+    def device(self) -> torch.device:
+        """Return the device of the parameters."""
+        return next(self.parameters()).device
