@@ -24,7 +24,7 @@ __all__ = [
 ]  # fmt: skip
 
 #: Wire dtype by numpy name.
-DTYPES: dict[str, pb.DType] = {
+DTYPES: dict[str, pb.DType.ValueType] = {
     "uint8": pb.DTYPE_UINT8,
     "int8": pb.DTYPE_INT8,
     "int16": pb.DTYPE_INT16,
@@ -39,7 +39,7 @@ _POLICY_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
 
 
 def check_policy_name(name: str) -> str:
-    """Return `name` if it can name a policy or a version, else raise BadSettingError. It is also safe as a file name."""
+    """Return `name` if it can name a policy or a version, else raise BadSettingError. It is safe as a file name."""
     if not _POLICY_NAME.fullmatch(name) or ".." in name:
         raise BadSettingError(
             f"name {name!r} is not 1 to 128 of the characters a-z 0-9 . _ - beginning with a letter or digit"
@@ -119,7 +119,7 @@ class TensorSpec:
         if self.dtype not in DTYPES:
             raise ValueError(f"tensor {self.name!r}: dtype {self.dtype!r} is none of {', '.join(DTYPES)}")
         if any(dim == 0 or dim < -1 for dim in self.shape):
-            raise ValueError(f"tensor {self.name!r}: shape {self.shape} has a dimension that is neither positive nor -1")
+            raise ValueError(f"tensor {self.name!r}: shape {self.shape} has a dimension neither positive nor -1")
 
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
