@@ -87,10 +87,14 @@ class PlayserveError(Exception):
         code: gRPC status code.
         reason: ErrorInfo.reason on the wire; empty for errors that never travel.
         retry_after_s: Seconds after which trying again makes sense, or None.
+        seq: The step that failed, where the error is of one step of a session.
+        env_id: The environment that failed, where the error is of one row of a rollout.
     """
 
     code: grpc.StatusCode = grpc.StatusCode.UNKNOWN
     reason: str = ""
+    seq: int | None = None
+    env_id: int | None = None
 
     def __init__(self, message: str = "", *, retry_after_s: float | None = None) -> None:
         super().__init__(message or self.reason or type(self).__name__)
