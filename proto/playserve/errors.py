@@ -58,6 +58,8 @@ back with :func:`from_status` and gRPC's own errors with :func:`from_rpc_error`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import grpc
 from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2, status_pb2
@@ -454,7 +456,8 @@ def from_rpc_error(error: grpc.RpcError) -> PlayserveError:
     """Return the exception for an error of gRPC, sync or aio: by the Status in its trailers, else by its code."""
     code: grpc.StatusCode = error.code()
     details: str = error.details() or ""
-    for key, value in error.trailing_metadata() or ():
+    trailers: Any = error.trailing_metadata()  # pairs; the stubs and the two APIs disagree on the type
+    for key, value in trailers or ():
         if key == "grpc-status-details-bin" and isinstance(value, bytes):
             try:
                 return from_status(status_pb2.Status.FromString(value))

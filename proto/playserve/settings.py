@@ -69,7 +69,7 @@ class Sampling:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.temperature <= MAX_TEMPERATURE:
+        if self.mode is SamplingMode.SAMPLE and not 0 < self.temperature <= MAX_TEMPERATURE:
             raise BadSettingError(f"temperature {self.temperature}, wanted more than 0, at most {MAX_TEMPERATURE:g}")
 
     def to_proto(self) -> pb.Sampling:
@@ -82,7 +82,9 @@ class Sampling:
         mode = message.mode or pb.SAMPLING_MODE_SAMPLE
         if mode not in (pb.SAMPLING_MODE_SAMPLE, pb.SAMPLING_MODE_ARGMAX):
             raise BadSettingError(f"sampling mode {mode}, wanted {[m.name for m in SamplingMode]}")
-        return cls(mode=SamplingMode(mode), temperature=message.temperature or 1.0)
+        if mode == pb.SAMPLING_MODE_ARGMAX:
+            return cls(mode=SamplingMode.ARGMAX)
+        return cls(temperature=message.temperature or 1.0)
 
 
 @dataclass(frozen=True, slots=True)
