@@ -1,0 +1,105 @@
+"""One recorded Atari episode: the expert chooses, noise now and then acts instead, everything is kept."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import cv2
+import numpy as np
+
+from playserve.errors import BadSettingError
+from playserve_client.envs.atari import MAX_STEPS, AtariEnv
+from playserve_client.experts import make_expert
+from playserve_client.recordings import Episode, EpisodeMeta
+
+__all__ = ["AtariRecorder", "AtariSettings"]
+
+#: Steps between two reports of progress.
+_REPORT_STEPS = 100
+# Keeps the noise apart from everything else that is seeded with the episode's seed.
+_NOISE_STREAM = 0x6E6F6973
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AtariSettings:
+    """What is recorded.
+
+    Attributes:
+        game: A game that has an expert.
+        epsilon: Probability that a step executes a uniformly random action; the label is the expert's all the same.
+        stickiness: Probability that an emulator frame repeats the previous action.
+        max_steps: Steps after which an episode is cut (truncated).
+    """
+
+    game: str
+    epsilon: float = 0.03
+    stickiness: float = 0.0
+    max_steps: int = MAX_STEPS
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.epsilon <= 1.0:
+            raise BadSettingError(f"epsilon is between 0 and 1, not {self.epsilon}")
+
+
+class AtariRecorder:
+    """Plays episodes of one game with its expert. Takes the fields of :class:`AtariSettings`."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = AtariSettings(**settings)
+        # One process records one episode at a time; OpenCV's own threads would only fight the other workers.
+        cv2.setNumThreads(1)
+        self._env = AtariEnv(self.settings.game, stickiness=self.settings.stickiness, max_steps=self.settings.max_steps)
+        self._expert = make_expert(self.settings.game)
+
+    def record(self, seed: int, on_steps: Callable[[int], None] = lambda _: None) -> Episode:
+        """Return the episode of `seed`; `on_steps` is told now and then how many more steps are done."""
+        env, expert, epsilon = self._env, self._expert, self.settings.epsilon
+        noise = np.random.default_rng([_NOISE_STREAM, seed])
+        env.reset(seed=seed)
+        expert.reset()
+        frames, probes, labels, executed, rewards = [], [], [], [], []
+        terminated = truncated = False
+        while not (terminated or truncated):
+            ram = env.ram()
+            label = expert.act(ram)
+            action = int(noise.integers(len(env.action_names))) if noise.random() < epsilon else label
+            frames.append(env.single_frame())
+            probes.append(ram)
+            labels.append(label)
+            executed.append(action)
+            _, reward, terminated, truncated, _ = env.step(action)
+            rewards.append(reward)
+            if len(labels) % _REPORT_STEPS == 0:
+                on_steps(_REPORT_STEPS)
+        on_steps(len(labels) % _REPORT_STEPS)
+        meta = EpisodeMeta(
+            env="atari",
+            game=env.game,
+            seed=seed,
+            steps=len(labels),
+            score=env.score,
+            terminated=terminated,
+            truncated=truncated,
+            action_names=env.action_names,
+            frame_skip=env.frame_skip,
+            stickiness=env.stickiness,
+            noops=env.noops,
+            epsilon=epsilon,
+            expert=expert.name,
+            expert_version=expert.version,
+            packages={name: version(name) for name in ("playserve", "ale-py", "opencv-python-headless", "numpy")},
+            recorded_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            extra={"max_steps": env.max_steps},
+        )
+        return Episode(
+            meta=meta,
+            frames=np.stack(frames),
+            probes=np.stack(probes),
+            label=np.array(labels, np.int16),
+            executed=np.array(executed, np.int16),
+            reward=np.array(rewards, np.float32),
+        )
