@@ -62,7 +62,7 @@ def config_to_json(config: Any) -> dict[str, Any]:
 
 
 def config_from_json(cls: type[ConfigT], value: Mapping[str, Any]) -> ConfigT:
-    """Return the config dataclass `cls` from a JSON object; what is left out takes its default.
+    """Return the frozen dataclass `cls` from a JSON object; what is left out takes its default.
 
     Raises:
         BadSettingError: A key is unknown, missing or of another type; all such keys are named.
@@ -83,7 +83,15 @@ def config_from_json(cls: type[ConfigT], value: Mapping[str, Any]) -> ConfigT:
 
 
 def _convert(where: str, hint: Any, value: Any) -> Any:
-    """Return the JSON `value` as the type `hint`: bool, int, float, str, or a tuple of one of them."""
+    """Return the JSON `value` as the type `hint`: bool, int, float, str, a tuple of one of them, or a mapping."""
+    if get_origin(hint) is Mapping:
+        if not isinstance(value, Mapping):
+            raise BadSettingError(f"{where}: {value!r} is not an object")
+        item_hint = get_args(hint)[1]
+        return {
+            key: item if item_hint is Any else _convert(f"{where}.{key}", item_hint, item)
+            for key, item in value.items()
+        }
     if get_origin(hint) is tuple:
         if not isinstance(value, list | tuple):
             raise BadSettingError(f"{where}: {value!r} is not a list")
