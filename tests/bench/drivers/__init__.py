@@ -1,0 +1,1 @@
+"""Client-side load: the same loops for every server."""
