@@ -128,9 +128,7 @@ class AtariPolicy(Policy):
     def logits(self, frames_NHWC: Tensor) -> Tensor:
         """Return logits [N, A] in the compute dtype for frames uint8 [N, 84, 84, 4], whatever their order in time."""
         # A permuted HWC array already lies in channels_last order: neither the view nor the cast moves memory twice.
-        device = frames_NHWC.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.head.weight.dtype
-        x_NCHW = frames_NHWC.permute(0, 3, 1, 2).to(dtype)
+        x_NCHW = frames_NHWC.permute(0, 3, 1, 2).to(_compute_dtype(self.head.weight))
         x_NCHW = F.relu(self.conv1(x_NCHW))
         x_NCHW = F.relu(self.conv2(x_NCHW))
         x_NCHW = self.conv3(x_NCHW)
@@ -153,3 +151,11 @@ class AtariPolicy(Policy):
         """Draw one action a row for `frames` uint8 [B, 84, 84, 4]; the memory is left alone."""
         logits_BA = self.logits(inputs["frames"]).float()
         return StepOutput(sample(logits_BA, 0).unsqueeze(1))
+
+
+def _compute_dtype(weight: Tensor) -> torch.dtype:
+    """Return the dtype that autocast will compute in, or else the weights' own: one cast from uint8, not two."""
+    device = weight.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return weight.dtype
