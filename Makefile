@@ -1,0 +1,87 @@
+# One file for people and for CI: `make help` lists the targets.
+# A fresh machine needs Python 3.11 or newer (with venv) and make; everything else is installed into .venv, pinned by
+# constraints.txt. A second run is quick: the stamp is older only when pyproject.toml or constraints.txt changed.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# `play` is not among them: pynput needs evdev, which has no wheel and so needs a C compiler and kernel headers.
+EXTRAS ?= envs,train,serve
+PIP_VERSION := 26.3
+# More arguments for pip, for example --extra-index-url https://download.pytorch.org/whl/cpu for the small torch.
+PIP_ARGS ?=
+# More arguments for pytest, for example PYTEST_ARGS='-k slots -x'.
+PYTEST_ARGS ?=
+DEMO_OUT ?= runs/demo
+BENCH_OUT ?= runs/bench
+# `make gpu` runs on bare machines: it takes the interpreter that has torch, and makes no environment.
+GPU_PYTHON ?= $(if $(wildcard $(STAMP)),$(BIN)/python,python3)
+SOURCE_ROOTS := proto client trainer services
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint types fix gen baseline bench gpu system-deps constraints clean distclean
+
+help: ## Lists the targets.
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## Makes .venv with every extra that the tests need, pinned.
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "No python3.11 or python3 on PATH; name one: make PYTHON=/path/to/python3"; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "playserve needs Python 3.11 or newer; $(PYTHON) is older. Name another: make PYTHON=/path/to/python3"; exit 1; }
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV) || { \
+		echo "Could not make $(VENV). On Debian: apt-get install python3-venv"; exit 1; }
+	@echo "Installing playserve[$(EXTRAS)] and the development tools into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip==$(PIP_VERSION)'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS) \
+		-e '.[$(EXTRAS)]' --group dev
+	@$(BIN)/python -m pip check
+	@touch $(STAMP)
+
+demo: $(STAMP) ## Records, trains, serves and plays Breakout and Freeway; a table, and a page in runs/demo.
+	$(BIN)/playserve demo --out $(DEMO_OUT)
+
+test: lint types ## Lint, types, import floors and every fast test.
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMP) ## ruff and the import floors.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
+
+types: $(STAMP) ## mypy, strict, on the four packages and the tools.
+	$(BIN)/mypy
+	$(BIN)/mypy deploy/dev
+
+fix: $(STAMP) ## Formats, and mends what ruff can mend.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+gen: $(STAMP) ## Regenerates the protobuf code beside its source.
+	$(BIN)/python deploy/dev/protogen.py --out proto
+
+baseline: $(STAMP) ## Makes today's wire the baseline; refuses a break that CHANGELOG.md does not name.
+	$(BIN)/python deploy/dev/wirecheck.py --update
+
+bench: $(STAMP) ## The budgets, measured; results in runs/bench.
+	mkdir -p $(BENCH_OUT)
+	PLAYSERVE_BENCH_OUT=$(BENCH_OUT) $(BIN)/python -m pytest -m bench -s --timeout 0 $(PYTEST_ARGS)
+
+gpu: ## Every GPU test and benchmark, on a machine with torch and nothing of ours installed.
+	$(GPU_PYTHON) deploy/dev/gpu.py $(PYTEST_ARGS)
+
+system-deps: ## Installs the Debian packages that some tests need (as root; else says what it would install).
+	bash deploy/dev/system-deps.sh
+
+constraints: $(STAMP) ## Writes what .venv holds to constraints.txt, after adding the extra `play` (needs a C compiler).
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS) -e '.[play,$(EXTRAS)]'
+	$(BIN)/python deploy/dev/freeze.py constraints.txt
+
+clean: ## Removes caches and build products; keeps .venv and runs.
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	find $(SOURCE_ROOTS) tests deploy -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## clean, and removes .venv.
+	rm -rf $(VENV)
