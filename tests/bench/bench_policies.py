@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from playserve_trainer.models.policy import ForwardOutput, Memory, Policy, Sampler, StateTensor, StepOutput
 from torch import Tensor, nn
 
 from playserve.specs import DiscreteActionSpec, PolicySpec, TensorSpec
+from playserve_trainer.models.policy import ForwardOutput, Memory, Policy, Sampler, StateTensor, StepOutput
 
 __all__ = ["CostlyPolicy", "TrivialPolicy", "costly", "recurrent", "trivial"]
 

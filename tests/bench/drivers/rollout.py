@@ -25,7 +25,6 @@ if __name__ == "__main__":
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from drivers.lanes import CHANNEL_OPTIONS, LaneError, fill_inputs
-
 from playserve.v1 import policy_service_pb2 as pb
 from playserve.v1 import policy_service_pb2_grpc
 

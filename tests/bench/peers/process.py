@@ -34,6 +34,12 @@ def free_port() -> int:
         return port
 
 
+def _fill(text: str, values: Mapping[str, str]) -> str:
+    for name, value in values.items():
+        text = text.replace(name, value)
+    return text
+
+
 class ServerProcess:
     """A server in a process of its own, as a context manager.
 
