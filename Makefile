@@ -13,6 +13,8 @@ PIP_VERSION := 26.3
 PIP_ARGS ?=
 # More arguments for pytest, for example PYTEST_ARGS='-k slots -x'.
 PYTEST_ARGS ?=
+# More arguments for every benchmark, for example BENCH_ARGS='--rounds 3'.
+BENCH_ARGS ?=
 DEMO_OUT ?= runs/demo
 BENCH_OUT ?= runs/bench
 # `make gpu` runs on bare machines: it takes the interpreter that has torch, and makes no environment.
@@ -66,8 +68,11 @@ baseline: $(STAMP) ## Makes today's wire the baseline; refuses a break that CHAN
 	$(BIN)/python deploy/dev/wirecheck.py --update
 
 bench: $(STAMP) ## The budgets, measured; results in runs/bench.
-	mkdir -p $(BENCH_OUT)
-	PLAYSERVE_BENCH_OUT=$(BENCH_OUT) $(BIN)/python -m pytest -m bench -s --timeout 0 $(PYTEST_ARGS)
+	@mkdir -p $(BENCH_OUT); status=0; \
+	for script in $$(grep -l __main__ tests/bench/bench_*.py); do \
+		name=$$(basename $$script .py); echo "== $$name"; \
+		$(BIN)/python $$script --out $(BENCH_OUT)/$${name#bench_}.json $(BENCH_ARGS) || status=1; \
+	done; exit $$status
 
 gpu: ## Every GPU test and benchmark, on a machine with torch and nothing of ours installed.
 	$(GPU_PYTHON) deploy/dev/gpu.py $(PYTEST_ARGS)
