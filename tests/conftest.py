@@ -77,4 +77,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for nodeid, program in sorted(missing.items()):
         terminalreporter.write_line(f"  {nodeid}: {program}")
     if missing:
-        terminalreporter.write_line("`make system-deps`, as root, installs what Debian has of them; `make bench` fetches tritonserver.")
+        terminalreporter.write_line(
+            "`make system-deps`, as root, installs what Debian has of them; `make bench` fetches tritonserver."
+        )
