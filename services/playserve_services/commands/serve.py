@@ -1,0 +1,111 @@
+"""`playserve serve`: one inference server."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from playserve.errors import BadSettingError
+from playserve.specs import check_policy_name
+
+__all__ = ["SUMMARY", "configure", "run"]
+
+SUMMARY = "Serve policies over gRPC."
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments; the defaults are those of ServeSettings, which a missing extra must not keep us from."""
+    add = parser.add_argument
+    add("--store", help="folder or URL of the checkpoint store; its newest versions are served as they are published")
+    add(
+        "--policy",
+        action="append",
+        default=[],
+        metavar="NAME=MODULE:FACTORY",
+        dest="policy_factories",
+        help="also serve the playserve_trainer Policy that a function returns (repeatable)",
+    )
+    add("--host", help="address to listen on (default 127.0.0.1)")
+    add("--port", type=int, help="gRPC port (default 50051; 0: any free one)")
+    add("--admin-port", type=int, help="port of AdminService (default: not served)")
+    add("--metrics-port", type=int, help="HTTP port of /metrics (default: not served)")
+    add("--health-port", type=int, help="port for health probes only (default: not served)")
+    add("--insecure-listen", action="store_true", default=None, help="listen beyond loopback without TLS and keys")
+    add("--device", help="torch device (default cpu)")
+    add("--threads", type=int, help="threads of one computation on a CPU (default 1)")
+    add("--precision", choices=["float32", "bfloat16"], help="of the computation (default float32)")
+    add("--slots", type=int, help="sessions that each state layout can hold (default 256)")
+    add("--max-batch", type=int, help="most sessions of one batch (default 64)")
+    add(
+        "--fixed-batch",
+        action="store_true",
+        default=None,
+        help="pad every batch to --max-batch: repeatable bit for bit",
+    )
+    add("--max-steps-in-flight", type=int, help="unanswered lockstep steps of one game (default 8)")
+    add("--max-message-mb", type=int, help="largest message in MiB (default 32)")
+    add("--idle-timeout-s", type=float, help="silent sessions expire after (default 60)")
+    add("--detach-window-s", type=float, help="sessions outlive their stream by (default 30)")
+    add("--lockstep-patience-s", type=float, help="lockstep waits at most so long behind live (default 1)")
+    add("--live-dispatch-ms", type=float, help="longest batch with lockstep rows while live sessions play (default 10)")
+    add("--drain-grace-s", type=float, help="after SIGTERM sessions may play on for (default 30)")
+    add("--poll-s", type=float, help="how often to look at the store (default 1)")
+    add("--keep-versions", type=int, help="versions of a policy that stay loaded (default 4)")
+    add("--log-format", choices=["text", "json"], help="lines for people or for programs (default text)")
+
+
+def _factory(text: str) -> tuple[str, Callable[[], Any]]:
+    name, _, target = text.partition("=")
+    module, _, attribute = target.partition(":")
+    if not (name and module and attribute):
+        raise BadSettingError(f"--policy {text!r}, wanted NAME=MODULE:FACTORY")
+    try:
+        factory = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise BadSettingError(f"--policy {text!r}: {error}") from error
+    if not callable(factory):
+        raise BadSettingError(f"--policy {text!r}: {attribute} is not a function")
+    return check_policy_name(name), factory
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until SIGTERM or SIGINT."""
+    from pydantic import ValidationError
+
+    from playserve_services.inference.app import InferenceServer
+    from playserve_services.inference.logs import configure_logs
+    from playserve_services.inference.settings import ServeSettings
+
+    skipped = {"command", "run", "policy_factories"}
+    given = {key: value for key, value in vars(args).items() if key not in skipped and value is not None}
+    try:
+        settings = ServeSettings(**given)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors())
+        raise BadSettingError(problems) from error
+    factories = dict(_factory(text) for text in args.policy_factories)
+    if not settings.store and not factories:
+        raise BadSettingError("nothing to serve: give --store or --policy")
+    configure_logs(settings.log_format)
+
+    def started(server: InferenceServer) -> None:
+        # The one line that programs which start a server wait for.
+        ports = {"port": server.port, "admin": server.admin_port, "metrics": server.metrics_port,
+                 "health": server.health_port}  # fmt: skip
+        shown = " ".join(f"{name}={port}" for name, port in ports.items() if port)
+        print(f"playserve ready host={settings.host} {shown}", flush=True)
+
+    async def main() -> None:
+        await InferenceServer(settings, factories).run(started)
+
+    if sys.platform == "win32":
+        asyncio.run(main())
+    else:
+        import uvloop
+
+        uvloop.run(main())
+    return 0

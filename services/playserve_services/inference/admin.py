@@ -1,0 +1,107 @@
+"""AdminService: what an operator can see and do on this server. WatchSession is not served yet."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import grpc
+
+from playserve.errors import NotImplementedHereError, SessionClosedError, SessionNotFoundError
+from playserve.v1 import admin_service_pb2 as ad
+from playserve.v1 import admin_service_pb2_grpc, state_transfer_service_pb2_grpc
+from playserve.v1 import policy_service_pb2 as ps
+from playserve_services.inference.core import InferenceCore
+from playserve_services.inference.outbox import abort
+from playserve_services.inference.sessions import EndReason, Session, SessionState
+
+__all__ = ["AdminServicer", "StateTransferServicer"]
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_STATES = {
+    SessionState.OPEN: ad.SESSION_STATE_OPEN,
+    SessionState.DETACHED: ad.SESSION_STATE_DETACHED,
+    SessionState.MOVING: ad.SESSION_STATE_MOVING,
+    SessionState.DRAINING: ad.SESSION_STATE_DRAINING,
+}
+
+
+def _info(session: Session, now_ns: int) -> ad.SessionInfo:
+    settings = session.settings
+    return ad.SessionInfo(
+        session_id=session.session_id,
+        principal=session.principal,
+        policy=session.policy.spec.name,
+        version=session.policy.spec.version,
+        state=_STATES[session.state],
+        pace=ps.PACE_LIVE if session.live else ps.PACE_LOCKSTEP,
+        age_us=(now_ns - session.opened_ns) // 1000,
+        idle_us=(now_ns - session.heard_ns) // 1000,
+        steps=session.steps,
+        dropped=session.frames_dropped,
+        consent=ps.Consent(watch=settings.watch, record=settings.record),
+        client=session.client,
+        num_envs=len(session.slots),
+    )
+
+
+class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
+    """Serves `playserve.v1.AdminService`.
+
+    Args:
+        core: Owns the sessions.
+        drain: Begins a drain with a grace in seconds, or with the server's own when None.
+    """
+
+    def __init__(self, core: InferenceCore, drain: Callable[[float | None], None]) -> None:
+        self._core = core
+        self._drain = drain
+        self._started_ns = time.monotonic_ns()
+
+    async def GetStatus(self, request: ad.GetStatusRequest, context: Context) -> ad.GetStatusResponse:
+        """Return slots, sessions and versions."""
+        catalog = self._core.catalog
+        return ad.GetStatusResponse(
+            server_version=version("playserve"),
+            draining=self._core.draining,
+            uptime_us=(time.monotonic_ns() - self._started_ns) // 1000,
+            policies=[p.to_proto(catalog.aliases_of(p)) for p in catalog],
+            sessions=len(self._core),
+        )
+
+    async def ListSessions(self, request: ad.ListSessionsRequest, context: Context) -> ad.ListSessionsResponse:
+        """Return the sessions, oldest first."""
+        now_ns = time.monotonic_ns()
+        sessions = [s for s in self._core.sessions() if request.policy in ("", s.policy.spec.name)]
+        return ad.ListSessionsResponse(sessions=[_info(s, now_ns) for s in sessions])
+
+    async def EndSession(self, request: ad.EndSessionRequest, context: Context) -> ad.EndSessionResponse:
+        """End one session."""
+        try:
+            session = self._core.find(request.session_id)
+        except SessionNotFoundError as error:
+            await abort(context, error)
+            raise
+        reason = request.reason or "an operator ended this session"
+        self._core.end(session, EndReason.ENDED_BY_OPERATOR, SessionClosedError(reason))
+        return ad.EndSessionResponse()
+
+    async def Drain(self, request: ad.DrainRequest, context: Context) -> ad.DrainResponse:
+        """Begin a drain."""
+        self._drain(request.grace_us / 1e6 if request.grace_us else None)
+        return ad.DrainResponse(sessions=len(self._core))
+
+    async def WatchSession(self, request: ad.WatchSessionRequest, context: Context) -> None:  # type: ignore[override]
+        """Refuse: not served yet."""
+        await abort(context, NotImplementedHereError("WatchSession is not served by this version"))
+
+
+class StateTransferServicer(state_transfer_service_pb2_grpc.StateTransferServiceServicer):
+    """Refuses `playserve.v1.StateTransferService`, which is not served yet."""
+
+    async def TransferState(self, request_iterator: Any, context: Context) -> None:  # type: ignore[override]
+        """Refuse: not served yet."""
+        await abort(context, NotImplementedHereError("TransferState is not served by this version"))

@@ -1,0 +1,247 @@
+"""The composition root of `playserve serve`: builds every part, starts and stops them in a fixed order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import torch
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import start_http_server
+
+from playserve.errors import ServerUnavailableError
+from playserve.v1 import (
+    admin_service_pb2,
+    admin_service_pb2_grpc,
+    policy_service_pb2,
+    policy_service_pb2_grpc,
+    state_transfer_service_pb2,
+    state_transfer_service_pb2_grpc,
+)
+from playserve_services.inference.admin import AdminServicer, StateTransferServicer
+from playserve_services.inference.catalog import Catalog, LoadedPolicy
+from playserve_services.inference.core import InferenceCore
+from playserve_services.inference.engine import ThreadEngine
+from playserve_services.inference.loader import PolicyLoader, RuntimeFactory
+from playserve_services.inference.metrics import Metrics
+from playserve_services.inference.servicer import PolicyServicer
+from playserve_services.inference.settings import ServeSettings
+from playserve_trainer.models.policy import Policy
+from playserve_trainer.store import CheckpointStore
+
+__all__ = ["InferenceServer"]
+
+_log = logging.getLogger(__name__)
+_POLICY_SERVICE = policy_service_pb2.DESCRIPTOR.services_by_name["PolicyService"].full_name
+_ADMIN_SERVICE = admin_service_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
+_TRANSFER_SERVICE = state_transfer_service_pb2.DESCRIPTOR.services_by_name["StateTransferService"].full_name
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def _anonymous(context: grpc.aio.ServicerContext[Any, Any]) -> str:
+    """Everybody is the same principal until keys are set up; the settings keep the server on loopback till then."""
+    return "anonymous"
+
+
+class InferenceServer:
+    """One inference server; use it as an async context manager, or call :meth:`run`.
+
+    Args:
+        settings: All settings.
+        policies: Policy objects to serve beside the store's, by name.
+    """
+
+    def __init__(self, settings: ServeSettings, policies: Mapping[str, Callable[[], Policy]] | None = None) -> None:
+        self._settings = settings
+        self._policies = dict(policies or {})
+        self.catalog = Catalog()
+        self.metrics = Metrics(lambda: self.catalog)
+        self.core = InferenceCore(self.catalog, settings.limits(), self.metrics, time.monotonic_ns)
+        self.port = 0
+        self.admin_port = 0
+        self.metrics_port = 0
+        self.health_port = 0
+        self._health = health.aio.HealthServicer()
+        self._drained = asyncio.Event()
+        self._grace_s: float | None = None
+        self._tasks: list[asyncio.Task[Any]] = []
+        self._exit = contextlib.AsyncExitStack()
+
+    # -- start and stop -------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> InferenceServer:
+        """Start; returns when every policy is warm and the ports listen."""
+        try:
+            await self._start()
+        except BaseException:
+            await self._exit.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        """Stop at once: sessions that still play are ended."""
+        await self.stop()
+
+    async def _start(self) -> None:
+        settings = self._settings
+        torch.set_num_threads(settings.threads)
+        loop = asyncio.get_running_loop()
+        engine = ThreadEngine(self.core.on_result, loop.call_soon_threadsafe, self._engine_died)
+        self.core.attach_engine(engine)
+        self._exit.push_async_callback(loop.run_in_executor, None, engine.close)
+        decoders = ThreadPoolExecutor(2, thread_name_prefix="playserve-decode")
+        self._exit.callback(decoders.shutdown)
+        self.loader = PolicyLoader(
+            self.catalog,
+            RuntimeFactory(
+                slots=settings.slots,
+                max_batch=settings.max_batch,
+                buckets=self._buckets(),
+                device=settings.device,
+                autocast=settings.precision == "bfloat16",
+            ),
+            CheckpointStore(settings.store) if settings.store else None,
+            settings.keep_versions,
+            self._policy_ready,
+        )
+        self._exit.callback(self.loader.close)
+        servicer = PolicyServicer(self.core, self.loader, _anonymous, decoders, settings.max_message_bytes)
+        await self._listen(servicer)
+        await self._set_health("liveness", serving=True)
+        await self._set_health("readiness", serving=False)
+        for name, make in self._policies.items():
+            await self.loader.add_policy(name, make())
+        await self.loader.refresh()
+        self._tasks = [
+            asyncio.create_task(self.loader.watch(settings.poll_s)),
+            asyncio.create_task(self._ticker()),
+        ]
+        await self._set_health("readiness", serving=True)
+        await self._set_health("", serving=True)
+
+    def _buckets(self) -> list[int] | None:
+        settings = self._settings
+        if settings.fixed_batch:
+            return [settings.max_batch]
+        if settings.device == "cpu":
+            return None
+        sizes = [1 << i for i in range((settings.max_batch - 1).bit_length())]
+        return [*sizes, settings.max_batch]
+
+    async def _listen(self, servicer: PolicyServicer) -> None:
+        settings = self._settings
+        main = self._server()
+        policy_service_pb2_grpc.add_PolicyServiceServicer_to_server(servicer, main)
+        state_transfer_service_pb2_grpc.add_StateTransferServiceServicer_to_server(StateTransferServicer(), main)
+        self.port = await self._serve(main, settings.port, (_POLICY_SERVICE, _TRANSFER_SERVICE))
+        if settings.admin_port is not None:
+            admin = self._server()
+            admin_service_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(self.core, self.start_drain), admin)
+            self.admin_port = await self._serve(admin, settings.admin_port, (_ADMIN_SERVICE,))
+        if settings.health_port is not None:
+            self.health_port = await self._serve(self._server(), settings.health_port, ())
+        if settings.metrics_port is not None:
+            http, thread = start_http_server(settings.metrics_port, settings.host, self.metrics.registry)
+            self.metrics_port = http.server_port
+            self._exit.callback(thread.join)
+            self._exit.callback(http.server_close)
+            self._exit.callback(http.shutdown)
+
+    def _server(self) -> grpc.aio.Server:
+        size = self._settings.max_message_bytes
+        return grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", size),
+                ("grpc.max_send_message_length", size),
+                ("grpc.so_reuseport", 0),  # a second server on the port must fail, not share it
+                # Clients ping every 15 s or so; C-core would call that abuse below 300 s.
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.keepalive_time_ms", 30_000),
+                ("grpc.keepalive_timeout_ms", 10_000),
+            ]
+        )
+
+    async def _serve(self, server: grpc.aio.Server, port: int, services: tuple[str, ...]) -> int:
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        host = self._settings.host
+        address = f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
+        try:
+            bound = server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise ServerUnavailableError(f"cannot listen on {address}: {error}") from error
+        await server.start()
+        self._exit.push_async_callback(server.stop, 0.5)
+        return bound
+
+    async def stop(self) -> None:
+        """End every session, then stop the ports, then the engine."""
+        if self._tasks:
+            await self._set_health("readiness", serving=False)
+        self.core.start_drain()
+        self.core.end_all()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+        await asyncio.sleep(0)  # let the streams write their last words
+        await self._exit.aclose()
+
+    def start_drain(self, grace_s: float | None = None) -> None:
+        """Take no new sessions; :meth:`run` returns when the last one has ended or the grace is over."""
+        if not self.core.draining:
+            self.core.start_drain()
+            self._grace_s = self._settings.drain_grace_s if grace_s is None else grace_s
+            self._drained.set()
+
+    async def run(self, on_started: Callable[[InferenceServer], None] = lambda server: None) -> None:
+        """Serve until SIGTERM or SIGINT, then drain."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+        async with self:
+            on_started(self)
+            await self._drained.wait()
+            for name in ("readiness", "", *(f"policy/{p.spec.name}" for p in self.catalog)):
+                await self._set_health(name, serving=False)
+            grace_s = self._grace_s or 0.0
+            _log.info("draining: %d sessions, %.0f s of grace", len(self.core), grace_s)
+            deadline = time.monotonic() + grace_s
+            while len(self.core) and time.monotonic() < deadline:
+                await asyncio.sleep(0.05)
+            _log.info("drained: %d sessions are ended now", len(self.core))
+
+    def _on_signal(self, number: int) -> None:
+        if self.core.draining:
+            self._grace_s = 0.0
+            self.core.end_all()  # asked twice: at once
+        self.start_drain()
+
+    # -- while it runs --------------------------------------------------------------------------------------------
+
+    async def _ticker(self) -> None:
+        while True:
+            await asyncio.sleep(0.25)
+            self.core.tick()
+
+    async def _set_health(self, name: str, *, serving: bool) -> None:
+        await self._health.set(name, _SERVING if serving else _NOT_SERVING)
+
+    def _policy_ready(self, policy: LoadedPolicy) -> None:
+        task = asyncio.ensure_future(self._set_health(f"policy/{policy.spec.name}", serving=True))
+        task.add_done_callback(lambda done: done.exception())
+
+    def _engine_died(self) -> None:
+        self.core.on_engine_death()
+        self._tasks.append(asyncio.ensure_future(self._set_health("liveness", serving=False)))
+        self._tasks.append(asyncio.ensure_future(self._set_health("readiness", serving=False)))

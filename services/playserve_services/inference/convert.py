@@ -1,0 +1,135 @@
+"""Between wire messages and the core's objects: the only module that knows both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from playserve.codec import action_from_proto, encode
+from playserve.errors import BadActionError, BadSettingError, PlayserveError, RateMismatchError, to_status
+from playserve.settings import Consent, Extras, Sampling, SamplingMode, check_instruction, check_rate
+from playserve.specs import DiscreteActionSpec
+from playserve.v1 import policy_service_pb2 as ps
+from playserve.v1 import types_pb2 as pb
+from playserve_services.inference.catalog import LoadedPolicy
+from playserve_services.inference.sessions import Answer, Settings
+
+__all__ = [
+    "executed_action", "live_rate", "open_settings", "result_message", "rollout_message", "row_error", "step_error",
+]  # fmt: skip
+
+
+def open_settings(
+    sampling: pb.Sampling | None, extras: pb.Extras, instruction: str = "", consent: ps.Consent | None = None
+) -> Settings:
+    """Return the settings of an Open or RolloutOpen; raises BadSettingError."""
+    drawn = Sampling() if sampling is None else Sampling.from_proto(sampling)
+    wanted = Extras.from_proto(extras)
+    allowed = Consent() if consent is None else Consent.from_proto(consent)
+    return Settings(
+        temperature=drawn.temperature,
+        argmax=drawn.mode is SamplingMode.ARGMAX,
+        instruction=check_instruction(instruction),
+        log_prob=wanted.log_prob,
+        value=wanted.value,
+        watch=allowed.watch,
+        record=allowed.record,
+    )
+
+
+def live_rate(policy: LoadedPolicy, rate_hz: float, live: bool) -> float:
+    """Return the rate of a session; raises RateMismatchError when a live client's rate is not the policy's."""
+    wanted = policy.spec.rate_hz
+    rate_hz = check_rate(rate_hz)
+    if live and wanted and rate_hz and abs(rate_hz - wanted) > 1e-3 * wanted:
+        raise RateMismatchError(f"client rate {rate_hz:g} Hz; policy {policy.spec.name!r} was trained at {wanted:g} Hz")
+    return rate_hz or wanted
+
+
+def executed_action(
+    policy: LoadedPolicy, action: pb.Action, source: pb.ActionSource.ValueType
+) -> tuple[int, ...] | None:
+    """Return what was executed as one number a head; None: nothing, or unknown."""
+    if source in (pb.ACTION_SOURCE_NONE, pb.ACTION_SOURCE_UNKNOWN):
+        return None
+    if source not in (pb.ACTION_SOURCE_POLICY, pb.ACTION_SOURCE_HUMAN):
+        raise BadActionError(f"action source {source}, wanted one of 1 to 4")
+    value = action_from_proto(action, policy.spec.action)
+    if not isinstance(value, int):
+        raise BadSettingError("desktop actions are not served yet")
+    return (value,)
+
+
+def _microseconds(nanoseconds: int) -> int:
+    return max(0, min(nanoseconds // 1000, 0xFFFFFFFF))
+
+
+def _times(answer: Answer, now_ns: int) -> ps.StepTimes:
+    frame = answer.frame
+    return ps.StepTimes(
+        decode_us=_microseconds(frame.decode_ns),
+        queue_us=_microseconds(answer.queue_ns - frame.decode_ns),
+        compute_us=_microseconds(answer.compute_ns),
+        total_us=_microseconds(now_ns - frame.arrived_ns),
+        batch_size=answer.batch_size,
+    )
+
+
+def result_message(answer: Answer, now_ns: int) -> ps.StepResult:
+    """Return the answer of a play session's step."""
+    frame, spec = answer.frame, answer.slot.session.policy.spec
+    message = ps.StepResult(
+        seq=frame.seq,
+        version=answer.version,
+        config_revision=frame.settings.revision,
+        gap_ticks=answer.gap_ticks,
+        times=_times(answer, now_ns),
+        capture_time_ns=frame.capture_time_ns,
+        episode_id=frame.episode_id,
+    )
+    if isinstance(spec.action, DiscreteActionSpec):
+        message.actions.add().index = answer.action[0]
+    for name, array in answer.outputs.items():
+        message.outputs.append(encode(array, name))
+    if answer.log_prob is not None:
+        message.log_prob.extend(answer.log_prob)
+    if answer.value is not None:
+        message.value = answer.value
+    for dropped in answer.dropped:
+        message.dropped.add(
+            seq=dropped.seq,
+            reason=ps.DROP_REASON_STALE if dropped.stale else ps.DROP_REASON_SUPERSEDED,
+            in_memory=dropped.in_memory,
+        )
+    return message
+
+
+def rollout_message(answers: Sequence[Answer], now_ns: int) -> ps.RolloutResponse:
+    """Return the answers of one batch for one rollout stream."""
+    first = answers[0]
+    oldest = min(answers, key=lambda a: a.frame.arrived_ns)
+    result = ps.RolloutResult(
+        env_ids=[a.slot.row for a in answers],
+        episode_ids=[a.frame.episode_id for a in answers],
+        action_indices=[a.action[0] for a in answers],
+        version=first.version,
+        times=_times(oldest, now_ns),
+    )
+    if first.log_prob is not None:
+        result.log_probs.extend(sum(a.log_prob or ()) for a in answers)
+    if first.value is not None:
+        result.values.extend(a.value if a.value is not None else 0.0 for a in answers)
+    for name in first.outputs:
+        result.outputs.append(encode(np.stack([a.outputs[name] for a in answers]), name))
+    return ps.RolloutResponse(result=result)
+
+
+def step_error(seq: int, error: PlayserveError) -> ps.PlayResponse:
+    """Return the in-band error of one message of a play session."""
+    return ps.PlayResponse(error=ps.StepError(seq=seq, status=to_status(error)))
+
+
+def row_error(env_id: int | None, error: PlayserveError) -> ps.RolloutResponse:
+    """Return the in-band error of one row, or of a whole message."""
+    return ps.RolloutResponse(error=ps.RolloutError(env_id=env_id, status=to_status(error)))

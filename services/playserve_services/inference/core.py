@@ -1,0 +1,505 @@
+"""The inference core: sessions, batches and answers, free of any transport.
+
+One owner: every method runs on the event loop's thread. The engine thread only runs the batches that `_pump` hands it
+and gives each back in one call. Tests drive the same class with an inline engine and a clock of their own.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from playserve.errors import (
+    AccessDeniedError,
+    DrainingError,
+    EngineFailedError,
+    LayoutMismatchError,
+    NoFreeSlotError,
+    PlayserveError,
+    SessionClosedError,
+    SessionExpiredError,
+    SessionNotFoundError,
+    StepFailedError,
+    SupersededError,
+)
+from playserve_services.inference.batcher import Batcher
+from playserve_services.inference.catalog import Catalog, LoadedPolicy
+from playserve_services.inference.engine import Batch, BatchResult, Engine
+from playserve_services.inference.metrics import Metrics
+from playserve_services.inference.runtime import Row
+from playserve_services.inference.sessions import (
+    Answer,
+    Arrival,
+    DroppedStep,
+    EndReason,
+    Frame,
+    Session,
+    SessionState,
+    Settings,
+    Slot,
+)
+from playserve_services.inference.slots import SlotLease, StateBlob
+from playserve_services.inference.transfer import restore_slot, slot_header
+
+__all__ = ["CoreLimits", "InferenceCore", "OpenRequest"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class CoreLimits:
+    """Limits of one server; see `settings.py` for what each means to an operator."""
+
+    max_batch: int = 64
+    max_steps_in_flight: int = 8
+    idle_timeout_ns: int = 60_000_000_000
+    detach_window_ns: int = 30_000_000_000
+    lockstep_patience_ns: int = 1_000_000_000
+    live_dispatch_ns: int = 10_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenRequest:
+    """What a checked Open or RolloutOpen asks for."""
+
+    policy: LoadedPolicy
+    principal: str
+    settings: Settings
+    num_slots: int = 1
+    live: bool = False
+    follow: bool = False
+    rollout: bool = False
+    rate_hz: float = 0.0
+    seed: int | None = None
+    episode_id: int = 0
+    client: Any = None
+    codecs: frozenset[int] = frozenset()
+
+
+@dataclass(slots=True)
+class _Planned:
+    """What a batch's rows stand for: one entry a slot, with the frames of its rounds and its lease at dispatch."""
+
+    slot: Slot
+    lease: SlotLease
+    frames: list[Frame]
+    rows: list[tuple[int, int]]  # (round, index) of each frame
+
+
+class InferenceCore:
+    """Owns every session of this process.
+
+    Args:
+        catalog: Loaded versions.
+        limits: Limits.
+        metrics: Counts everything.
+        clock_ns: Monotonic clock.
+    """
+
+    def __init__(self, catalog: Catalog, limits: CoreLimits, metrics: Metrics, clock_ns: Callable[[], int]) -> None:
+        self.catalog = catalog
+        self.limits = limits
+        self.metrics = metrics
+        self.draining = False
+        self._clock_ns = clock_ns
+        self._engine: Engine | None = None
+        self._batcher = Batcher(limits.max_batch, limits.lockstep_patience_ns, limits.live_dispatch_ns)
+        self._sessions: dict[str, Session] = {}
+        self._by_token: dict[bytes, Session] = {}
+        self._live_open = 0
+        self._in_engine = 0
+        self._idle_watchers: dict[str, list[Callable[[], None]]] = {}
+        self.engine_dead = False
+
+    def attach_engine(self, engine: Engine) -> None:
+        """Give the engine; its `on_result` is :meth:`on_result`."""
+        self._engine = engine
+
+    @property
+    def engine(self) -> Engine:
+        """The engine."""
+        assert self._engine is not None, "no engine was attached"  # noqa: S101 - invariant
+        return self._engine
+
+    def __len__(self) -> int:
+        """Return the number of sessions, detached ones included."""
+        return len(self._sessions)
+
+    def sessions(self) -> Iterable[Session]:
+        """Return the sessions, oldest first."""
+        return list(self._sessions.values())
+
+    def find(self, session_id: str) -> Session:
+        """Return a session by its public id, or raise SessionNotFoundError."""
+        session = self._sessions.get(session_id)
+        if session is None:
+            raise SessionNotFoundError(f"no session {session_id!r} here")
+        return session
+
+    # -- opening and ending ---------------------------------------------------------------------------------------
+
+    def open(self, request: OpenRequest) -> Session:
+        """Open a session with all its slots, or raise and take none.
+
+        Raises:
+            DrainingError: The server takes no new sessions.
+            NoFreeSlotError: Not enough slots.
+        """
+        if self.draining:
+            raise DrainingError("this server is draining and takes no new sessions", retry_after_s=5.0)
+        if self.engine_dead:
+            raise EngineFailedError("the engine of this server has failed")
+        try:
+            leases = request.policy.pool.allocate(request.num_slots)
+        except NoFreeSlotError:
+            self.metrics.refused(request.policy.spec.name, NoFreeSlotError.reason)
+            raise
+        now_ns = self._clock_ns()
+        session = Session(
+            session_id=secrets.token_hex(8),
+            principal=request.principal,
+            policy=request.policy,
+            live=request.live,
+            follow=request.follow,
+            rollout=request.rollout,
+            rate_hz=request.rate_hz,
+            settings=request.settings,
+            opened_ns=now_ns,
+            heard_ns=now_ns,
+            client=request.client,
+            codecs=request.codecs,
+        )
+        seed = secrets.randbits(63) if request.seed is None else request.seed
+        session.slots = [Slot(lease, session, row, request.episode_id, seed) for row, lease in enumerate(leases)]
+        self._sessions[session.session_id] = session
+        self._by_token[session.resume_token] = session
+        self._live_open += session.live
+        request.policy.sessions += 1
+        self.metrics.opened(session)
+        return session
+
+    def end(self, session: Session, reason: EndReason, error: PlayserveError | None = None) -> None:
+        """End a session: its slots are free at once, its stream is told. Ending twice does nothing."""
+        if session.ended:
+            return
+        session.move_to(SessionState.ENDED)
+        session.end_reason = reason
+        for slot in session.slots:
+            slot.queue.clear()
+            slot.lease.pool.release(slot.lease)
+        del self._sessions[session.session_id]
+        del self._by_token[session.resume_token]
+        self._live_open -= session.live
+        session.policy.sessions -= 1
+        self.metrics.ended(session, reason)
+        on_end, session.sink, session.on_end, session.on_step_error = session.on_end, None, None, None
+        if on_end is not None:
+            on_end(error)
+        self._notify_idle(session)
+
+    def close(self, session: Session) -> None:
+        """End a session once everything outstanding is answered."""
+        if session.ended or session.state is SessionState.DRAINING:
+            return
+        if session.outstanding == 0:
+            self.end(session, EndReason.CLOSED)
+        else:
+            session.move_to(SessionState.DRAINING)
+
+    def detach(self, session: Session) -> None:
+        """Note that the stream is lost. Waiting frames are forgotten: the client sends them again when it resumes."""
+        if session.ended:
+            return
+        if session.state is not SessionState.OPEN or session.rollout:
+            # A closing session has nobody left to answer; a rollout's environments are gone with its stream.
+            self.end(session, EndReason.STREAM_LOST)
+            return
+        session.move_to(SessionState.DETACHED)
+        session.detached_ns = self._clock_ns()
+        session.sink = session.on_end = session.on_step_error = None
+        for slot in session.slots:
+            slot.drop_waiting()
+
+    def resume(self, token: bytes, principal: str) -> Session:
+        """Give a session to a new stream. Its slots may still be busy: wait with :meth:`when_idle`.
+
+        Raises:
+            SessionNotFoundError: No session has that token; it may have expired.
+            AccessDeniedError: It belongs to somebody else.
+        """
+        session = self._by_token.get(token)
+        if session is None:
+            raise SessionNotFoundError("no session has that resume token; it may have ended or expired")
+        if session.principal != principal:
+            raise AccessDeniedError("that session belongs to somebody else")
+        if session.state is SessionState.OPEN:
+            # The old stream may be half dead without our knowing: the newer one wins.
+            on_end = session.on_end
+            self.detach(session)
+            if on_end is not None:
+                on_end(SupersededError("this session was resumed on another stream"))
+        if session.state is not SessionState.DETACHED:
+            raise SessionNotFoundError(f"the session is {session.state.value} and cannot be resumed")
+        session.move_to(SessionState.OPEN)
+        session.heard_ns = self._clock_ns()
+        self.metrics.resumed(session)
+        return session
+
+    def when_idle(self, session: Session, callback: Callable[[], None]) -> None:
+        """Call `callback` once no slot of the session is in the engine; at once if that is so now."""
+        if not any(slot.busy for slot in session.slots):
+            callback()
+        else:
+            self._idle_watchers.setdefault(session.session_id, []).append(callback)
+
+    def _notify_idle(self, session: Session) -> None:
+        if session.session_id in self._idle_watchers and not any(slot.busy for slot in session.slots):
+            for callback in self._idle_watchers.pop(session.session_id):
+                callback()
+
+    # -- messages of a session ------------------------------------------------------------------------------------
+
+    def heard(self, session: Session) -> None:
+        """Note that the client is alive."""
+        session.heard_ns = self._clock_ns()
+
+    def arrive(self, slot: Slot, frame: Frame) -> Arrival:
+        """Take a frame; it is answered through the session's sink. Raises what `Slot.arrive` raises.
+
+        Call :meth:`pump` after the last frame of a message.
+        """
+        session = slot.session
+        if frame.budget is False and session.live and session.rate_hz > 0:
+            frame.deadline_ns = frame.arrived_ns + int(1e9 / session.rate_hz)
+        before = session.frames_dropped
+        arrival = slot.arrive(frame, self.limits.max_steps_in_flight)
+        if arrival is Arrival.QUEUED and not slot.busy:
+            self._batcher.add(slot, frame.arrived_ns)
+        if session.frames_dropped != before:
+            self.metrics.dropped(session, session.frames_dropped - before)
+        return arrival
+
+    def reset(self, session: Session, episode_id: int, seed: int | None) -> None:
+        """Begin a new episode in a play session."""
+        session.slots[0].reset(episode_id, seed)
+
+    def configure(self, session: Session, **changes: Any) -> Settings:
+        """Change settings for frames that arrive from now on; return them with their new revision."""
+        session.settings = replace(session.settings, revision=session.settings.revision + 1, **changes)
+        return session.settings
+
+    # -- batches --------------------------------------------------------------------------------------------------
+
+    def pump(self) -> None:
+        """Hand the engine its next batch, if it is free and something waits."""
+        while self._in_engine == 0 and self._batcher.waiting:
+            picked = self._batcher.pick(self._clock_ns(), self._live_open > 0)
+            if picked is None:
+                return
+            policy, slots = picked
+            if slots:
+                self._in_engine += 1
+                self.engine.submit(self._plan(policy, slots))
+
+    def _plan(self, policy: LoadedPolicy, slots: Sequence[Slot]) -> Batch:
+        """Take the frames of each slot that enter the memory in this batch, and lay them out in rounds."""
+        rounds: list[list[Row]] = []
+        planned = []
+        want_log_prob = False
+        now_ns = self._clock_ns()
+        for slot in slots:
+            # Lockstep answers every frame, so only one enters at a time; live takes all that the gap rule left.
+            count = len(slot.queue) if slot.session.live else 1
+            if policy.keeps_every_frame:
+                count = 1
+            frames = [slot.queue.popleft() for _ in range(count)]
+            for older in frames[:-1]:
+                if not older.observe_only:
+                    slot.dropped.append(DroppedStep(older.seq, stale=False, in_memory=True))
+                    slot.session.frames_dropped += 1
+            if frames[-1].budget and now_ns > frames[-1].deadline_ns and not frames[-1].observe_only:
+                slot.dropped.append(DroppedStep(frames[-1].seq, stale=True, in_memory=True))
+                frames[-1].observe_only = True
+                self.metrics.stale(slot.session)
+            slot.busy = True
+            where = []
+            for r, frame in enumerate(frames):
+                if r == len(rounds):
+                    rounds.append([])
+                reset, executed, counter = slot.enter(frame)
+                settings = frame.settings
+                want_log_prob |= settings.log_prob
+                where.append((r, len(rounds[r])))
+                rounds[r].append(
+                    Row(
+                        slot.lease.slot,
+                        reset,
+                        frame.inputs,
+                        executed,
+                        slot.seed,
+                        counter,
+                        settings.temperature,
+                        settings.argmax,
+                    )  # fmt: skip
+                )
+            planned.append(_Planned(slot, slot.lease, frames, where))
+        return Batch(policy.runtime, rounds, want_log_prob, (policy, planned))
+
+    def on_result(self, batch: Batch, result: BatchResult) -> None:
+        """Take a batch back from the engine: scatter its results, and send the next."""
+        self._in_engine -= 1
+        policy, planned = batch.tag
+        size = len(batch.rounds[0])
+        if result.rounds is None:
+            self._scatter_failure(policy, planned, result.error)
+        else:
+            compute_s = (result.finished_ns - result.started_ns) / 1e9
+            policy.time_model.observe(size, compute_s)
+            self.metrics.batch(policy, size, policy.runtime.padded(size), compute_s)
+            self._scatter(policy, planned, result, size)
+        self.pump()
+
+    def _scatter(self, policy: LoadedPolicy, planned: Sequence[_Planned], result: BatchResult, size: int) -> None:
+        assert result.rounds is not None  # noqa: S101 - the caller checked
+        answers: dict[str, tuple[Session, list[Answer]]] = {}
+        for plan in planned:
+            if not plan.lease.valid():
+                continue  # the session ended meanwhile; its slot may be somebody else's by now
+            slot, frame = plan.slot, plan.frames[-1]
+            round_, index = plan.rows[-1]
+            rows = result.rounds[round_]
+            slot.busy = False
+            action = tuple(rows.actions[index])
+            slot.last_action = action
+            if not frame.observe_only:
+                answer = Answer(
+                    slot, frame, action,
+                    rows.log_probs[index].tolist() if rows.log_probs is not None and frame.settings.log_prob else None,
+                    float(rows.values[index]) if rows.values is not None and frame.settings.value else None,
+                    {name: array[index] for name, array in rows.outputs.items()},
+                    policy.spec.version, slot.dropped, slot.gap_ticks,
+                    result.started_ns - frame.arrived_ns, result.finished_ns - result.started_ns, size,
+                )  # fmt: skip
+                slot.dropped, slot.gap_ticks = [], 0
+                slot.last_answer = answer
+                slot.session.steps += 1
+                answers.setdefault(slot.session.session_id, (slot.session, []))[1].append(answer)
+            self._follow(slot.session)
+            if slot.queue:
+                self._batcher.add(slot, self._clock_ns())
+        for session, of_session in answers.values():
+            self.metrics.answered(session, of_session, self._clock_ns())
+            if session.sink is not None:
+                session.sink(of_session)
+        for plan in planned:
+            self._after_batch(plan.slot.session)
+
+    def _after_batch(self, session: Session) -> None:
+        if session.state is SessionState.DRAINING and session.outstanding == 0:
+            self.end(session, EndReason.CLOSED)
+        if self._idle_watchers:
+            self._notify_idle(session)
+
+    def _scatter_failure(self, policy: LoadedPolicy, planned: Sequence[_Planned], error: Exception | None) -> None:
+        """Memoryless policies lose one step; for others nobody knows what the memory holds, so the session ends."""
+        for plan in planned:
+            if not plan.lease.valid():
+                continue
+            slot, session = plan.slot, plan.slot.session
+            slot.busy = False
+            self.metrics.error(policy.spec.name, StepFailedError.reason)
+            if policy.pool.layout:
+                self.end(session, EndReason.ENGINE_FAILED, EngineFailedError("the step could not be computed"))
+                continue
+            if session.on_step_error is not None:
+                for frame in plan.frames:
+                    session.on_step_error(slot, frame.seq, StepFailedError("the step could not be computed"))
+            if slot.queue:
+                self._batcher.add(slot, self._clock_ns())
+            self._after_batch(session)
+
+    def _follow(self, session: Session) -> None:
+        if not session.follow or session.ended:
+            return
+        newest = self.catalog.versions(session.policy.spec.name)
+        if newest and newest[0] is not session.policy and newest[0].pool is session.policy.pool:
+            session.policy.sessions -= 1
+            session.policy = newest[0]
+            session.policy.sessions += 1
+
+    # -- state of a slot ------------------------------------------------------------------------------------------
+
+    def export_state(self, session: Session, done: Callable[[bytes | None, Exception | None], None]) -> None:
+        """Export the memory of a play session that has nothing in the engine (see :meth:`when_idle`).
+
+        `done(blob, None)` gets the bytes of a `StateBlob`, which :meth:`import_state` takes here or elsewhere;
+        `done(None, error)` says what failed.
+        """
+        slot = session.slots[0]
+        if slot.busy:
+            raise ValueError(f"session {session.session_id} has a frame in the engine")
+        header = slot_header(slot)
+        pool, index = slot.lease.pool, slot.lease.slot
+
+        def finish(tensors: Any, error: Exception | None) -> None:
+            done(None if error is not None else StateBlob(header, tensors).pack(), error)
+
+        self.engine.call(lambda: pool.export_slot(index), finish)
+
+    def import_state(self, session: Session, data: bytes, done: Callable[[Exception | None], None]) -> None:
+        """Put an exported memory into a play session that has not stepped yet.
+
+        Raises:
+            DataLossError: The bytes are damaged.
+            LayoutMismatchError: Another layout.
+        """
+        blob = StateBlob.unpack(data)
+        slot = session.slots[0]
+        if slot.busy or slot.queue or slot.seen_seq:
+            raise ValueError(f"session {session.session_id} has begun to play")
+        pool, lease = slot.lease.pool, slot.lease
+        digest = str(blob.header.get("layout", ""))
+        if digest != pool.digest:
+            raise LayoutMismatchError(f"a state of layout {digest!r} does not fit a pool of layout {pool.digest!r}")
+
+        def write() -> None:
+            pool.import_slot(lease.slot, digest, blob.tensors)
+
+        def finish(_: Any, error: Exception | None) -> None:
+            if error is None and lease.valid():
+                restore_slot(slot, blob.header)
+            done(error)
+
+        self.engine.call(write, finish)
+
+    def on_engine_death(self) -> None:
+        """The engine thread is gone: nothing will be answered any more."""
+        self.engine_dead = True
+        for session in self.sessions():
+            self.end(session, EndReason.ENGINE_FAILED, EngineFailedError("the engine of this server has failed"))
+
+    # -- time -----------------------------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """End sessions that were silent, or detached, for too long."""
+        now_ns = self._clock_ns()
+        limits = self.limits
+        for session in self.sessions():
+            if session.state is SessionState.DETACHED:
+                if now_ns - session.detached_ns > limits.detach_window_ns:
+                    self.end(session, EndReason.DETACH_EXPIRED)
+            elif now_ns - session.heard_ns > limits.idle_timeout_ns and session.outstanding == 0:
+                idle_s = (now_ns - session.heard_ns) / 1e9
+                self.end(session, EndReason.EXPIRED, SessionExpiredError(f"nothing was heard for {idle_s:.0f} s"))
+
+    def start_drain(self) -> None:
+        """Take no new sessions from now on."""
+        self.draining = True
+
+    def end_all(self) -> None:
+        """End what still plays: the drain's grace is over."""
+        for session in self.sessions():
+            self.end(session, EndReason.DRAINED, SessionClosedError("the server is shutting down"))

@@ -1,0 +1,265 @@
+"""One Play stream: reads its messages, feeds its session, writes its answers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from typing import Any
+
+import grpc
+
+from playserve.codec import Decoder, negotiate
+from playserve.errors import (
+    AlreadyOpenError,
+    BadSettingError,
+    EngineFailedError,
+    MalformedMessageError,
+    NotOpenError,
+    PlayserveError,
+)
+from playserve.settings import Consent, Sampling, SamplingMode, check_instruction
+from playserve.v1 import policy_service_pb2 as ps
+from playserve.v1 import types_pb2 as pb
+from playserve_services.inference import convert
+from playserve_services.inference.core import InferenceCore, OpenRequest
+from playserve_services.inference.loader import PolicyLoader
+from playserve_services.inference.outbox import Outbox, abort
+from playserve_services.inference.sessions import Answer, Arrival, Frame, Session
+
+__all__ = ["PlayStream"]
+
+_log = logging.getLogger(__name__)
+
+
+class PlayStream:
+    """See the module's docstring.
+
+    Args:
+        core: Owns the session.
+        loader: Finds the policy.
+        context: The stream.
+        principal: Who calls.
+        decoders: Threads that unpack JPEG.
+        max_message_bytes: What Opened announces.
+    """
+
+    def __init__(
+        self,
+        core: InferenceCore,
+        loader: PolicyLoader,
+        context: grpc.aio.ServicerContext[Any, Any],
+        principal: str,
+        decoders: Executor,
+        max_message_bytes: int,
+    ) -> None:
+        self._core = core
+        self._loader = loader
+        self._context = context
+        self._principal = principal
+        self._decoders = decoders
+        self._max_message_bytes = max_message_bytes
+        self._outbox = Outbox(context)
+        self._session: Session | None = None
+        self._decoder: Decoder | None = None
+        self._has_jpeg = False
+        self._attached = False
+
+    async def run(self) -> None:
+        """Serve the stream to its end."""
+        reader = asyncio.create_task(self._read())
+        try:
+            await self._outbox.run()
+        finally:
+            reader.cancel()
+            # Only the stream that holds the session may detach it: a newer one may have taken it over.
+            if self._session is not None and self._attached:
+                self._core.detach(self._session)
+        if self._outbox.error is not None:
+            await abort(self._context, self._outbox.error)
+
+    async def _read(self) -> None:
+        try:
+            await self._open(await self._context.read())
+            while self._session is not None and not self._session.ended:
+                await self._outbox.room()
+                request = await self._context.read()
+                if request is grpc.aio.EOF:
+                    self._core.close(self._session)
+                    return
+                await self._handle(request)
+        except PlayserveError as error:
+            self._core.metrics.error("" if self._session is None else self._session.policy.spec.name, error.reason)
+            self._outbox.close(error)
+        except asyncio.CancelledError:
+            raise
+        except grpc.aio.AbortError:
+            self._outbox.close()
+        except Exception:
+            _log.exception("a Play stream failed")
+            self._outbox.close(EngineFailedError("the server failed; see its log"))
+
+    # -- open and resume ------------------------------------------------------------------------------------------
+
+    async def _open(self, request: Any) -> None:
+        if request is grpc.aio.EOF or request.WhichOneof("message") != "open":
+            came = "nothing" if request is grpc.aio.EOF else request.WhichOneof("message") or "an empty message"
+            raise NotOpenError(f"the first message must be Open; {came} came")
+        message: ps.Open = request.open
+        if message.resume_token:
+            session = self._core.resume(message.resume_token, self._principal)
+            self._attach(session)
+            idle: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._core.when_idle(session, lambda: idle.done() or idle.set_result(None))
+            await idle
+            if session.ended:
+                return
+            self._outbox.put(ps.PlayResponse(opened=self._opened(session, resumed=True)))
+            return
+        live = message.pace == ps.PACE_LIVE
+        policy = await self._loader.acquire(message.policy, message.version)
+        sampling = message.sampling if message.HasField("sampling") else None
+        consent = message.consent if message.HasField("consent") else None
+        session = self._core.open(
+            OpenRequest(
+                policy=policy,
+                principal=self._principal,
+                settings=convert.open_settings(sampling, message.extras, message.instruction, consent),
+                live=live,
+                follow=message.version_policy == ps.VERSION_POLICY_FOLLOW,
+                rate_hz=convert.live_rate(policy, message.rate_hz, live),
+                seed=message.seed if message.HasField("seed") else None,
+                episode_id=message.episode_id,
+                client=message.client,
+                codecs=frozenset(negotiate(message.codecs, policy.spec.inputs)),
+            )
+        )
+        self._attach(session)
+        self._outbox.put(ps.PlayResponse(opened=self._opened(session, resumed=False)))
+
+    def _attach(self, session: Session) -> None:
+        self._session = session
+        self._attached = True
+        self._decoder = Decoder(session.policy.spec.inputs, session.codecs, self._max_message_bytes)
+        self._has_jpeg = pb.CODEC_JPEG in session.codecs
+        session.sink = self._answer
+        session.on_end = self._ended
+        session.on_step_error = lambda slot, seq, error: self._outbox.put(convert.step_error(seq, error))
+
+    def _ended(self, error: PlayserveError | None) -> None:
+        self._attached = False
+        self._outbox.close(error)
+
+    def _opened(self, session: Session, resumed: bool) -> ps.Opened:
+        limits, slot = self._core.limits, session.slots[0]
+        opened = ps.Opened(
+            session_id=session.session_id,
+            resume_token=session.resume_token,
+            policy=session.policy.to_proto(self._core.catalog.aliases_of(session.policy)),
+            codecs=sorted({pb.CODEC_RAW, *session.codecs}),
+            max_message_bytes=self._max_message_bytes,
+            idle_timeout_us=limits.idle_timeout_ns // 1000,
+            detach_window_us=limits.detach_window_ns // 1000,
+            max_steps_in_flight=limits.max_steps_in_flight,
+            seed=slot.seed,
+            config_revision=session.settings.revision,
+            resumed=resumed,
+            episode_id=slot.seen_episode,
+        )
+        if resumed:
+            opened.last_seq = slot.entered_seq
+            if slot.last_answer is not None:
+                opened.last_result.CopyFrom(convert.result_message(slot.last_answer, time.monotonic_ns()))
+        return opened
+
+    # -- messages -------------------------------------------------------------------------------------------------
+
+    async def _handle(self, request: ps.PlayRequest) -> None:
+        session = self._session
+        assert session is not None  # noqa: S101 - _open came first
+        if session.ended or session.sink is None:
+            return
+        self._core.heard(session)
+        kind = request.WhichOneof("message")
+        seq = 0
+        try:
+            if kind == "step":
+                seq = request.step.seq
+                await self._step(session, request.step)
+            elif kind == "executed":
+                seq = request.executed.seq
+                executed = request.executed
+                action = convert.executed_action(session.policy, executed.action, executed.source)
+                session.slots[0].executed(seq, action)
+            elif kind == "ping":
+                self._outbox.put(ps.PlayResponse(pong=ps.Pong(nonce=request.ping.nonce)))
+            elif kind == "reset":
+                seed = request.reset.seed if request.reset.HasField("seed") else None
+                self._core.reset(session, request.reset.episode_id, seed)
+                self._outbox.put(ps.PlayResponse(reset_done=ps.ResetDone(episode_id=request.reset.episode_id)))
+            elif kind == "configure":
+                self._configure(session, request.configure)
+            elif kind == "close":
+                self._core.close(session)
+            elif kind == "open":
+                raise AlreadyOpenError(f"session {session.session_id} is open already")
+            else:
+                raise MalformedMessageError("a message without content, or of a kind that this server does not know")
+        except PlayserveError as error:
+            self._core.metrics.error(session.policy.spec.name, error.reason)
+            self._outbox.put(convert.step_error(seq, error))
+
+    async def _step(self, session: Session, step: ps.Step) -> None:
+        arrived_ns = time.monotonic_ns()
+        if step.seq == 0:
+            raise BadSettingError("seq 0; a session's steps are numbered from 1")
+        assert self._decoder is not None  # noqa: S101 - set with the session
+        slot = session.slots[0]
+        if step.seq == slot.seen_seq and slot.last_answer is not None and slot.last_answer.frame.seq == step.seq:
+            self._answer([slot.last_answer])
+            return
+        if self._has_jpeg and any(tensor.codec == pb.CODEC_JPEG for tensor in step.inputs):
+            loop = asyncio.get_running_loop()
+            inputs = await loop.run_in_executor(self._decoders, self._decoder.decode_step, step.inputs)
+            if session.ended:
+                return
+        else:
+            inputs = self._decoder.decode_step(step.inputs)
+        frame = Frame(
+            seq=step.seq,
+            episode_id=step.episode_id,
+            inputs=inputs,
+            arrived_ns=arrived_ns,
+            settings=session.settings,
+            ticks=step.ticks or 1,
+            decode_ns=time.monotonic_ns() - arrived_ns,
+            observe_only=step.observe_only,
+            capture_time_ns=step.capture_time_ns,
+        )
+        if step.budget_us:
+            frame.budget = True
+            frame.deadline_ns = arrived_ns + step.budget_us * 1000
+        if self._core.arrive(slot, frame) is Arrival.REPEATED and slot.last_answer is not None:
+            self._answer([slot.last_answer])
+            return
+        self._core.pump()
+
+    def _configure(self, session: Session, message: ps.Configure) -> None:
+        changes: dict[str, Any] = {}
+        if message.HasField("instruction"):
+            changes["instruction"] = check_instruction(message.instruction)
+        if message.HasField("sampling"):
+            drawn = Sampling.from_proto(message.sampling)
+            changes |= {"temperature": drawn.temperature, "argmax": drawn.mode is SamplingMode.ARGMAX}
+        if message.HasField("consent"):
+            allowed = Consent.from_proto(message.consent)
+            changes |= {"watch": allowed.watch, "record": allowed.record}
+        settings = self._core.configure(session, **changes)
+        self._outbox.put(ps.PlayResponse(configured=ps.Configured(revision=settings.revision)))
+
+    def _answer(self, answers: Sequence[Answer]) -> None:
+        now_ns = time.monotonic_ns()
+        for answer in answers:
+            self._outbox.put(ps.PlayResponse(result=convert.result_message(answer, now_ns)))

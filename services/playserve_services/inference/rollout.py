@@ -1,0 +1,205 @@
+"""One Rollout stream: many environments, any subset of them a message."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+
+from playserve.codec import Decoder, negotiate
+from playserve.errors import (
+    AlreadyOpenError,
+    BadRowError,
+    BadSettingError,
+    EngineFailedError,
+    MalformedMessageError,
+    NotOpenError,
+    PlayserveError,
+)
+from playserve.v1 import policy_service_pb2 as ps
+from playserve.v1 import types_pb2 as pb
+from playserve_services.inference import convert
+from playserve_services.inference.core import InferenceCore, OpenRequest
+from playserve_services.inference.loader import PolicyLoader
+from playserve_services.inference.outbox import Outbox, abort
+from playserve_services.inference.sampling import derive_seed
+from playserve_services.inference.sessions import Answer, Frame, Session, Slot
+
+__all__ = ["RolloutStream"]
+
+_log = logging.getLogger(__name__)
+
+
+class RolloutStream:
+    """See the module's docstring; the arguments are those of `PlayStream`."""
+
+    def __init__(
+        self,
+        core: InferenceCore,
+        loader: PolicyLoader,
+        context: grpc.aio.ServicerContext[Any, Any],
+        principal: str,
+        max_message_bytes: int,
+    ) -> None:
+        self._core = core
+        self._loader = loader
+        self._context = context
+        self._principal = principal
+        self._max_message_bytes = max_message_bytes
+        self._outbox = Outbox(context)
+        self._session: Session | None = None
+        self._decoder: Decoder | None = None
+        self._seed = 0
+
+    async def run(self) -> None:
+        """Serve the stream to its end; its environments' slots are free then."""
+        reader = asyncio.create_task(self._read())
+        try:
+            await self._outbox.run()
+        finally:
+            reader.cancel()
+            if self._session is not None:
+                self._core.detach(self._session)
+        if self._outbox.error is not None:
+            await abort(self._context, self._outbox.error)
+
+    async def _read(self) -> None:
+        try:
+            await self._open(await self._context.read())
+            while self._session is not None and not self._session.ended:
+                await self._outbox.room()
+                request = await self._context.read()
+                if request is grpc.aio.EOF:
+                    self._core.close(self._session)
+                    return
+                self._handle(self._session, request)
+        except PlayserveError as error:
+            self._core.metrics.error("" if self._session is None else self._session.policy.spec.name, error.reason)
+            self._outbox.close(error)
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            _log.exception("a Rollout stream failed")
+            self._outbox.close(EngineFailedError("the server failed; see its log"))
+
+    async def _open(self, request: Any) -> None:
+        if request is grpc.aio.EOF or request.WhichOneof("message") != "open":
+            came = "nothing" if request is grpc.aio.EOF else request.WhichOneof("message") or "an empty message"
+            raise NotOpenError(f"the first message must be RolloutOpen; {came} came")
+        message: ps.RolloutOpen = request.open
+        if message.num_envs < 1:
+            raise BadSettingError(f"num_envs {message.num_envs}, wanted at least 1")
+        policy = await self._loader.acquire(message.policy, message.version)
+        session = self._core.open(
+            OpenRequest(
+                policy=policy,
+                principal=self._principal,
+                settings=convert.open_settings(
+                    message.sampling if message.HasField("sampling") else None, message.extras
+                ),
+                num_slots=message.num_envs,
+                rollout=True,
+                seed=message.seed if message.HasField("seed") else None,
+                client=message.client,
+                # JPEG packs one image; rows are stacked.
+                codecs=frozenset(negotiate(message.codecs, policy.spec.inputs)) - {pb.CODEC_JPEG},
+            )
+        )
+        self._session = session
+        self._seed = session.slots[0].seed
+        self._decoder = Decoder(policy.spec.inputs, session.codecs, self._max_message_bytes)
+        session.sink = self._answer
+        session.on_end = self._outbox.close
+        session.on_step_error = lambda slot, seq, error: self._outbox.put(convert.row_error(slot.row, error))
+        self._outbox.put(
+            ps.RolloutResponse(
+                opened=ps.RolloutOpened(
+                    session_id=session.session_id,
+                    policy=policy.to_proto(self._core.catalog.aliases_of(policy)),
+                    codecs=sorted({pb.CODEC_RAW, *session.codecs}),
+                    max_message_bytes=self._max_message_bytes,
+                    max_steps_in_flight=self._core.limits.max_steps_in_flight,
+                    seed=self._seed,
+                    idle_timeout_us=self._core.limits.idle_timeout_ns // 1000,
+                )
+            )
+        )
+
+    def _handle(self, session: Session, request: ps.RolloutRequest) -> None:
+        self._core.heard(session)
+        kind = request.WhichOneof("message")
+        try:
+            if kind == "step":
+                self._step(session, request.step)
+            elif kind == "ping":
+                self._outbox.put(ps.RolloutResponse(pong=ps.Pong(nonce=request.ping.nonce)))
+            elif kind == "close":
+                self._core.close(session)
+            elif kind == "open":
+                raise AlreadyOpenError(f"rollout {session.session_id} is open already")
+            else:
+                raise MalformedMessageError("a message without content, or of a kind that this server does not know")
+        except PlayserveError as error:
+            self._refuse(session, None, error)
+
+    def _refuse(self, session: Session, env_id: int | None, error: PlayserveError) -> None:
+        self._core.metrics.error(session.policy.spec.name, error.reason)
+        self._outbox.put(convert.row_error(env_id, error))
+
+    def _step(self, session: Session, step: ps.RolloutStep) -> None:
+        """Check the whole message before any row of it enters a mailbox."""
+        arrived_ns = time.monotonic_ns()
+        slots = self._slots(session, step)
+        assert self._decoder is not None  # noqa: S101 - set with the session
+        stacked = self._decoder.decode_rows(step.inputs, len(slots))
+        executed = [
+            (self._slot(session, row.env_id), convert.executed_action(session.policy, row.action, row.source))
+            for row in step.executed
+        ]
+        for slot, action in executed:
+            try:
+                slot.executed(slot.seen_seq, action)
+            except PlayserveError as error:
+                self._refuse(session, slot.row, error)
+        seeds = step.episode_seeds or [derive_seed(self._seed, episode) for episode in step.episode_ids]
+        decode_ns = time.monotonic_ns() - arrived_ns
+        for i, slot in enumerate(slots):
+            frame = Frame(
+                seq=slot.seen_seq + 1,
+                episode_id=step.episode_ids[i],
+                inputs={name: array[i] for name, array in stacked.items()},
+                arrived_ns=arrived_ns,
+                settings=session.settings,
+                episode_seed=seeds[i],
+                decode_ns=decode_ns,
+            )
+            try:
+                self._core.arrive(slot, frame)
+            except PlayserveError as error:
+                self._refuse(session, slot.row, error)
+        self._core.pump()
+
+    def _slot(self, session: Session, env_id: int) -> Slot:
+        if env_id >= len(session.slots):
+            raise BadRowError(f"environment {env_id}; this rollout has {len(session.slots)}, numbered from 0")
+        return session.slots[env_id]
+
+    def _slots(self, session: Session, step: ps.RolloutStep) -> list[Slot]:
+        n = len(step.env_ids)
+        if n == 0:
+            raise BadRowError("a step without rows")
+        if len(step.episode_ids) != n or len(step.episode_seeds) not in (0, n):
+            raise BadRowError(
+                f"{n} env_ids, {len(step.episode_ids)} episode_ids, {len(step.episode_seeds)} episode_seeds; wanted "
+                f"{n} of each, or no seeds"
+            )
+        if len(set(step.env_ids)) != n:
+            raise BadRowError(f"an environment twice among {list(step.env_ids)}")
+        return [self._slot(session, env_id) for env_id in step.env_ids]
+
+    def _answer(self, answers: Sequence[Answer]) -> None:
+        self._outbox.put(convert.rollout_message(answers, time.monotonic_ns()))

@@ -1,0 +1,115 @@
+"""Drawing actions: a counter-based generator and the sampler that policies call.
+
+Randomness is a pure function of (seed, counter, head), so neither batch mates, nor the order of batches, nor a move to
+another server can change an action. A counter is the number of frames that entered the memory before this one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+__all__ = ["BatchSampler", "derive_seed", "uniforms"]
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+_HEAD = np.uint64(0xD1342543DE82EF95)
+_S30, _S27, _S31, _S11 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(11)
+
+
+def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """The finalizer of SplitMix64 (Steele, Lea and Flood 2014): a bijection of 64-bit integers that mixes all bits."""
+    x = (x ^ (x >> _S30)) * _MIX_1
+    x = (x ^ (x >> _S27)) * _MIX_2
+    return x ^ (x >> _S31)
+
+
+def uniforms(seeds: Sequence[int], counters: Sequence[int], heads: int) -> npt.NDArray[np.float64]:
+    """Return float64 [B, heads] in [0, 1), a pure function of each row's (seed, counter) and the head.
+
+    Args:
+        seeds: B integers, taken modulo 2**64.
+        counters: B integers from 0.
+        heads: Number of draws a row.
+    """
+    seed = np.array([s & 0xFFFFFFFFFFFFFFFF for s in seeds], dtype=np.uint64)
+    counter = np.array(counters, dtype=np.uint64)
+    head = np.arange(heads, dtype=np.uint64)
+    # Hash the seed first: neighbouring seeds must not give shifted copies of one stream.
+    row = _mix(_mix(seed + _GOLDEN) + counter * _GOLDEN)
+    bits = _mix(row[:, None] + (head * _HEAD)[None, :])
+    return (bits >> _S11).astype(np.float64) * 2.0**-53
+
+
+class BatchSampler:
+    """Draws the actions of one batch; a `playserve_trainer.models.policy.Sampler`.
+
+    Args:
+        uniforms_BH: float64 [B, H] from :func:`uniforms`.
+        temperatures: B temperatures, more than 0; ignored where argmax.
+        argmax: B flags: take the most probable action.
+        device: Where the logits are.
+        want_log_prob: Whether to keep log-probabilities.
+    """
+
+    __slots__ = ("_all_argmax", "_any_argmax", "_argmax_B", "_inv_temp_B1", "_log_probs", "_u_BH", "_want")
+
+    def __init__(
+        self,
+        uniforms_BH: npt.NDArray[np.float64],
+        temperatures: Sequence[float],
+        argmax: Sequence[bool],
+        device: torch.device,
+        want_log_prob: bool,
+    ) -> None:
+        self._all_argmax = all(argmax)
+        self._any_argmax = any(argmax)
+        self._u_BH = torch.from_numpy(uniforms_BH).to(device)
+        self._argmax_B = torch.tensor(argmax, device=device) if self._any_argmax else None
+        # Plain sampling at temperature 1 is the common case and needs no division.
+        self._inv_temp_B1 = (
+            None
+            if all(t == 1.0 for t in temperatures)
+            else torch.tensor([[1.0 / t] for t in temperatures], device=device, dtype=torch.float64)
+        )
+        self._want = want_log_prob
+        self._log_probs: list[Tensor] = []
+
+    def __call__(self, logits_BA: Tensor, head: int) -> Tensor:
+        """Return int64 [B], drawn from softmax(logits / temperature) by inversion of the cumulative distribution."""
+        scaled_BA = logits_BA.double()
+        if self._inv_temp_B1 is not None:
+            scaled_BA = scaled_BA * self._inv_temp_B1
+        if self._all_argmax:
+            action_B = logits_BA.argmax(-1)
+        else:
+            cdf_BA = torch.softmax(scaled_BA, -1).cumsum_(-1)
+            # Scaling by the last entry rather than 1 keeps rounding from ever drawing past the end.
+            target_B1 = self._u_BH[:, head : head + 1] * cdf_BA[:, -1:]
+            action_B = (cdf_BA <= target_B1).sum(-1).clamp_(max=logits_BA.shape[-1] - 1)
+            if self._argmax_B is not None:
+                action_B = torch.where(self._argmax_B, logits_BA.argmax(-1), action_B)
+        if self._want:
+            log_BA = torch.log_softmax(scaled_BA, -1)
+            self._log_probs.append(log_BA.gather(-1, action_B[:, None])[:, 0].float())
+        return action_B
+
+    def log_probs(self) -> npt.NDArray[np.float32] | None:
+        """Return float32 [B, heads drawn], or None when they were not wanted."""
+        if not self._log_probs:
+            return None
+        result: npt.NDArray[np.float32] = torch.stack(self._log_probs, -1).cpu().numpy()
+        return result
+
+
+def derive_seed(seed: int, episode_id: int) -> int:
+    """Return the seed of an episode that was given none, from its stream's seed; below 2**63."""
+    mixed = _mix(
+        np.array([(seed & 0xFFFFFFFFFFFFFFFF) ^ ((episode_id * int(_GOLDEN)) & 0xFFFFFFFFFFFFFFFF)], np.uint64)
+    )
+    return int(mixed[0]) >> 1

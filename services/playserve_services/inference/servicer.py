@@ -1,0 +1,80 @@
+"""PolicyService: finds the stream or the list that a call asks for. It only translates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import Any
+
+import grpc
+
+from playserve.errors import PlayserveError
+from playserve.v1 import policy_service_pb2 as ps
+from playserve.v1 import policy_service_pb2_grpc
+from playserve_services.inference.catalog import version_key
+from playserve_services.inference.core import InferenceCore
+from playserve_services.inference.loader import PolicyLoader
+from playserve_services.inference.outbox import abort
+from playserve_services.inference.play import PlayStream
+from playserve_services.inference.rollout import RolloutStream
+
+__all__ = ["PolicyServicer"]
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class PolicyServicer(policy_service_pb2_grpc.PolicyServiceServicer):
+    """Serves `playserve.v1.PolicyService`.
+
+    Args:
+        core: Owns the sessions.
+        loader: Finds policies.
+        principal_of: Says who calls; raises AccessError.
+        decoders: Threads that unpack JPEG.
+        max_message_bytes: Largest message.
+    """
+
+    def __init__(
+        self,
+        core: InferenceCore,
+        loader: PolicyLoader,
+        principal_of: Callable[[Context], str],
+        decoders: Executor,
+        max_message_bytes: int,
+    ) -> None:
+        self._core = core
+        self._loader = loader
+        self._principal_of = principal_of
+        self._decoders = decoders
+        self._max_message_bytes = max_message_bytes
+
+    async def Play(self, request_iterator: Any, context: Context) -> None:  # type: ignore[override]
+        """Serve one session."""
+        principal = self._principal_of(context)
+        await PlayStream(self._core, self._loader, context, principal, self._decoders, self._max_message_bytes).run()
+
+    async def Rollout(self, request_iterator: Any, context: Context) -> None:  # type: ignore[override]
+        """Serve one evaluator's environments."""
+        await RolloutStream(
+            self._core, self._loader, context, self._principal_of(context), self._max_message_bytes
+        ).run()
+
+    async def ListPolicies(self, request: ps.ListPoliciesRequest, context: Context) -> ps.ListPoliciesResponse:
+        """Return every version that can be opened, loaded ones with their slots."""
+        catalog = self._core.catalog
+        policies = [p.to_proto(catalog.aliases_of(p)) for p in catalog]
+        policies += [spec.to_proto() for spec in self._loader.known()]
+        policies = [p for p in policies if p.name.startswith(request.name_prefix)]
+        policies.sort(key=lambda p: version_key(p.version), reverse=True)
+        policies.sort(key=lambda p: p.name)
+        return ps.ListPoliciesResponse(policies=policies)
+
+    async def GetPolicy(self, request: ps.GetPolicyRequest, context: Context) -> ps.GetPolicyResponse:
+        """Return one version."""
+        try:
+            policy = await self._loader.acquire(request.policy, request.version)
+        except PlayserveError as error:
+            self._core.metrics.error(request.policy, error.reason)
+            await abort(context, error)
+            raise
+        return ps.GetPolicyResponse(policy=policy.to_proto(self._core.catalog.aliases_of(policy)))

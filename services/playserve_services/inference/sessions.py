@@ -1,0 +1,420 @@
+r"""A session and its slots: one state machine with one owner, and the mailbox rules of each slot.
+
+Everything here runs on the event loop's thread and takes the time as an argument: no clocks, no locks, no I/O.
+
+::
+
+    (free) --open--> OPEN --stream lost--> DETACHED --resume--> OPEN
+                      |  \                    |
+                      |   --close, drain--> DRAINING --last answer--> ENDED (slots released)
+                      |                       |
+                      +--error, expiry, end---+--------------------> ENDED (slots released)
+    OPEN --hand-off--> MOVING --done--> ENDED,  MOVING --failed--> OPEN
+"""
+
+from __future__ import annotations
+
+import enum
+import secrets
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from playserve.errors import (
+    EpisodeReusedError,
+    ExecutedUnknownError,
+    PlayserveError,
+    QueueFullError,
+    SeqNotIncreasingError,
+)
+from playserve.specs import GapMode, Merge
+from playserve_services.inference.catalog import LoadedPolicy
+from playserve_services.inference.runtime import Array
+from playserve_services.inference.slots import SlotLease
+
+__all__ = [
+    "Answer", "Arrival", "DroppedStep", "EndReason", "Frame", "Session", "SessionState", "Settings", "Slot",
+]  # fmt: skip
+
+_NO_DEADLINE = 1 << 62
+
+
+class SessionState(enum.Enum):
+    """Where a session stands."""
+
+    OPEN = "open"
+    DETACHED = "detached"
+    MOVING = "moving"
+    DRAINING = "draining"
+    ENDED = "ended"
+
+
+_ALLOWED = {
+    SessionState.OPEN: {SessionState.DETACHED, SessionState.MOVING, SessionState.DRAINING, SessionState.ENDED},
+    SessionState.DETACHED: {SessionState.OPEN, SessionState.ENDED},
+    SessionState.MOVING: {SessionState.OPEN, SessionState.ENDED},
+    SessionState.DRAINING: {SessionState.ENDED},
+    SessionState.ENDED: set(),
+}
+
+
+class EndReason(enum.Enum):
+    """Why a session ended; the label of the metric."""
+
+    CLOSED = "closed"
+    EXPIRED = "expired"
+    DETACH_EXPIRED = "detach_expired"
+    ENDED_BY_OPERATOR = "ended_by_operator"
+    DRAINED = "drained"
+    ENGINE_FAILED = "engine_failed"
+    STREAM_LOST = "stream_lost"
+    MOVED = "moved"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a client can change while it plays; a frame carries those in force when it arrived."""
+
+    revision: int = 1
+    temperature: float = 1.0
+    argmax: bool = False
+    instruction: str = ""
+    log_prob: bool = False
+    value: bool = False
+    watch: bool = False
+    record: bool = False
+
+
+@dataclass(slots=True)
+class DroppedStep:
+    """A step without an answer of its own: seq, whether for its age (else for a newer one), whether remembered."""
+
+    seq: int
+    stale: bool
+    in_memory: bool
+
+
+@dataclass(slots=True)
+class Frame:
+    """One observation that waits.
+
+    Attributes:
+        seq: Of the step; in rollouts the slot's own count.
+        episode_id: Its episode.
+        episode_seed: Seed if it begins an episode; None: the slot's goes on.
+        inputs: Decoded arrays by name.
+        ticks: Game ticks since the frame before it.
+        arrived_ns: Monotonic clock.
+        decode_ns: Time it took to unpack.
+        deadline_ns: Monotonic clock after which the answer is late.
+        budget: Whether the client set the deadline itself, so that a late answer is not sent.
+        observe_only: No answer wanted.
+        capture_time_ns: The client's, echoed.
+        settings: In force.
+        executed: What was executed before it, if that is known already.
+        executed_known: Whether `executed` is settled; otherwise LOCKSTEP takes the last answer.
+    """
+
+    seq: int
+    episode_id: int
+    inputs: Mapping[str, Array]
+    arrived_ns: int
+    settings: Settings
+    deadline_ns: int = _NO_DEADLINE
+    episode_seed: int | None = None
+    ticks: int = 1
+    decode_ns: int = 0
+    budget: bool = False
+    observe_only: bool = False
+    capture_time_ns: int = 0
+    executed: tuple[int, ...] | None = None
+    executed_known: bool = False
+
+
+class Arrival(enum.Enum):
+    """What became of a frame that arrived."""
+
+    QUEUED = "queued"
+    REPEATED = "repeated"
+
+
+@dataclass(slots=True)
+class Answer:
+    """The result of one frame of one slot.
+
+    Attributes:
+        slot: Whose.
+        frame: Which.
+        action: One number a head.
+        log_prob: float32 [H] or None.
+        value: Or None.
+        outputs: Arrays by output name.
+        version: That made it.
+        dropped: Steps without answers since the last answer.
+        gap_ticks: Ticks that did not enter the memory since the last answer.
+        queue_ns: Waiting.
+        compute_ns: In the engine.
+        batch_size: Rows of the batch.
+    """
+
+    slot: Slot
+    frame: Frame
+    action: tuple[int, ...]
+    log_prob: Sequence[float] | None
+    value: float | None
+    outputs: Mapping[str, Array]
+    version: str
+    dropped: Sequence[DroppedStep]
+    gap_ticks: int
+    queue_ns: int
+    compute_ns: int
+    batch_size: int
+
+
+class Slot:
+    """One slot of one session: its mailbox and its place in the episode.
+
+    Args:
+        lease: The right to the slot.
+        session: The owner.
+        row: Environment number in a rollout; 0 for play.
+        episode_id: Of the first episode.
+        seed: Of the sampling.
+    """
+
+    __slots__ = (
+        "busy", "counter", "dropped", "entered_seq", "episode_id", "fresh", "gap_ticks", "last_action", "last_answer",
+        "lease", "pending_executed", "pending_seed", "queue", "queued", "row", "seed", "seen_episode", "seen_seq",
+        "session",
+    )  # fmt: skip
+
+    def __init__(self, lease: SlotLease, session: Session, row: int, episode_id: int, seed: int) -> None:
+        self.lease = lease
+        self.session = session
+        self.row = row
+        self.queue: deque[Frame] = deque()
+        self.busy = False  # a frame of it is in the engine
+        self.queued = False  # it stands in the batcher
+        self.fresh = True  # its memory is empty
+        self.episode_id = episode_id  # of the memory
+        self.seed = seed
+        self.counter = 0  # frames that entered the memory under this seed
+        self.entered_seq = 0  # highest seq in the memory, or in the engine
+        self.seen_seq = 0  # highest seq that arrived
+        self.seen_episode = episode_id  # highest episode that arrived
+        self.last_action: tuple[int, ...] | None = None
+        self.last_answer: Answer | None = None
+        self.pending_executed: tuple[int, tuple[int, ...] | None] | None = None  # for the frame after this seq
+        self.pending_seed: tuple[int, int | None] | None = None  # (episode, seed) of a Reset without a step yet
+        self.dropped: list[DroppedStep] = []
+        self.gap_ticks = 0
+
+    def ready(self) -> bool:
+        """Whether it can be put into a batch now."""
+        return bool(self.queue) and not self.busy
+
+    def arrive(self, frame: Frame, max_in_flight: int) -> Arrival:
+        """Take a frame into the mailbox by the rules of the session's pace and the policy's gap rule.
+
+        Raises:
+            SeqNotIncreasingError: seq is not higher than the last, and no repeat of the last answered step.
+            EpisodeReusedError: The episode id is lower than the last.
+            QueueFullError: Too many wait, in LOCKSTEP.
+        """
+        session = self.session
+        if frame.seq <= self.seen_seq:
+            last = self.last_answer
+            if last is not None and last.frame.seq == frame.seq == self.seen_seq:
+                return Arrival.REPEATED
+            raise SeqNotIncreasingError(f"step {frame.seq} came after step {self.seen_seq}")
+        if frame.episode_id < self.seen_episode:
+            raise EpisodeReusedError(f"episode {frame.episode_id} came after episode {self.seen_episode}")
+        if not session.live and len(self.queue) + self.busy >= max_in_flight:
+            raise QueueFullError(f"{max_in_flight} steps wait unanswered, which is the most in LOCKSTEP")
+        if frame.episode_id == self.seen_episode:
+            if self.pending_executed is not None and self.pending_executed[0] == self.seen_seq:
+                frame.executed, frame.executed_known = self.pending_executed[1], True
+        else:
+            frame.executed_known = True  # nothing was executed before the first frame of an episode
+        if session.live and not frame.executed_known:
+            frame.executed_known = True  # nobody said what was executed: unknown
+        if self.pending_seed is not None and self.pending_seed[0] == frame.episode_id:
+            frame.episode_seed, self.pending_seed = self.pending_seed[1], None
+        self.pending_executed = None
+        self.seen_seq = frame.seq
+        self.seen_episode = frame.episode_id
+        if session.live:
+            self._make_room(frame)
+        self.queue.append(frame)
+        return Arrival.QUEUED
+
+    def _make_room(self, frame: Frame) -> None:
+        """Apply the gap rule to what waits, before a newer frame joins."""
+        policy = self.session.policy
+        rule = policy.spec.gap_rule
+        while self.queue and self.queue[-1].episode_id < frame.episode_id:
+            self._drop(self.queue.pop())  # the memory will be emptied anyway
+        if policy.keeps_every_frame:
+            return
+        if rule.mode is GapMode.SKIP:
+            while self.queue:
+                old = self.queue.pop()
+                frame.inputs = _merge(policy, old.inputs, frame.inputs)
+                # Executed actions are never dropped: the newest known one stands.
+                if frame.executed is None:
+                    frame.executed = old.executed
+                self._inherit_seed(old, frame)
+                self._drop(old)
+        else:
+            while len(self.queue) >= rule.catch_up_frames:
+                old = self.queue.popleft()
+                self._inherit_seed(old, self.queue[0] if self.queue else frame)
+                self._drop(old)
+
+    @staticmethod
+    def _inherit_seed(old: Frame, heir: Frame) -> None:
+        if heir.episode_seed is None and heir.episode_id == old.episode_id:
+            heir.episode_seed = old.episode_seed
+
+    def _drop(self, frame: Frame) -> None:
+        self.gap_ticks += frame.ticks
+        self.dropped.append(DroppedStep(frame.seq, stale=False, in_memory=False))
+        self.session.frames_dropped += 1
+
+    def drop_waiting(self) -> int:
+        """Forget what waits (the stream is gone and will send it again); return how many frames that were."""
+        count = len(self.queue)
+        self.queue.clear()
+        self.seen_seq = self.entered_seq
+        self.seen_episode = self.episode_id if self.pending_seed is None else self.pending_seed[0]
+        self.pending_executed = None
+        return count
+
+    def executed(self, seq: int, action: tuple[int, ...] | None) -> None:
+        """Note what was executed in answer to frame `seq`; None: nothing, or unknown.
+
+        Raises:
+            ExecutedUnknownError: No such frame, or the frame after it is in the memory already.
+        """
+        if seq == self.seen_seq and seq > 0:
+            self.pending_executed = (seq, action)
+            return
+        before = self.entered_seq
+        for frame in self.queue:
+            if before == seq:
+                frame.executed, frame.executed_known = action, True
+                return
+            before = frame.seq
+        raise ExecutedUnknownError(
+            f"step {seq} is not among those whose successor can still learn what was executed "
+            f"(in memory up to {self.entered_seq}, arrived up to {self.seen_seq})"
+        )
+
+    def reset(self, episode_id: int, seed: int | None) -> None:
+        """Begin a new episode with the next frame."""
+        if episode_id <= self.seen_episode:
+            raise EpisodeReusedError(f"episode {episode_id} came after episode {self.seen_episode}")
+        if self.session.live:
+            while self.queue:
+                self._drop(self.queue.pop())
+        self.seen_episode = episode_id
+        self.pending_executed = None
+        self.pending_seed = (episode_id, seed)
+
+    def enter(self, frame: Frame) -> tuple[bool, tuple[int, ...] | None, int]:
+        """Account for a frame that goes into the engine now; return (reset, executed, counter)."""
+        if frame.episode_id != self.episode_id:
+            self.fresh = True
+            self.episode_id = frame.episode_id
+        if self.fresh and frame.episode_seed is not None:
+            self.seed, self.counter = frame.episode_seed, 0
+        reset = self.fresh
+        executed = None if reset else frame.executed if frame.executed_known else self.last_action
+        counter = self.counter
+        self.counter += 1
+        self.fresh = False
+        self.entered_seq = frame.seq
+        return reset, executed, counter
+
+
+def _merge(policy: LoadedPolicy, old: Mapping[str, Array], new: Mapping[str, Array]) -> Mapping[str, Array]:
+    """Return `new` with the inputs that merge by sum added up, saturating at the dtype's range."""
+    sums = [spec for spec in policy.spec.inputs if spec.merge is Merge.SUM]
+    if not sums:
+        return new
+    merged = dict(new)
+    for spec in sums:
+        total = old[spec.name].astype(np.float64) + new[spec.name]
+        if spec.numpy_dtype.kind in "iu":
+            info = np.iinfo(spec.numpy_dtype)
+            total = total.clip(info.min, info.max)
+        merged[spec.name] = total.astype(spec.numpy_dtype)
+    return merged
+
+
+Sink = Callable[[Sequence[Answer]], None]
+
+
+@dataclass(slots=True)
+class Session:
+    """One player's game, or one evaluator's stream of environments.
+
+    Attributes:
+        session_id: Public id.
+        principal: Who opened it; only they can resume it.
+        policy: Version in use.
+        live: LIVE, else LOCKSTEP.
+        follow: Take newer weights of the same layout.
+        rate_hz: Steps a second; 0: turn based.
+        settings: In force.
+        opened_ns: Monotonic clock.
+        client: What the client says of itself.
+        codecs: Packings it may use.
+        rollout: Whether it is a rollout.
+        slots: One a game.
+        resume_token: Secret.
+        sink: Takes answers; None while detached.
+        on_end: Tells the stream that the session is over, with the error to send or None.
+        on_step_error: Tells the stream that one step of a slot failed.
+    """
+
+    session_id: str
+    principal: str
+    policy: LoadedPolicy
+    live: bool
+    rate_hz: float
+    settings: Settings
+    opened_ns: int
+    follow: bool = False
+    rollout: bool = False
+    client: Any = None
+    codecs: frozenset[int] = frozenset()
+    slots: list[Slot] = field(default_factory=list)
+    resume_token: bytes = field(default_factory=lambda: secrets.token_bytes(24))
+    state: SessionState = SessionState.OPEN
+    sink: Sink | None = None
+    on_end: Callable[[PlayserveError | None], None] | None = None
+    on_step_error: Callable[[Slot, int, PlayserveError], None] | None = None
+    heard_ns: int = 0
+    detached_ns: int = 0
+    steps: int = 0
+    frames_dropped: int = 0
+    end_reason: EndReason | None = None
+
+    def move_to(self, state: SessionState) -> None:
+        """Change state; an impossible change is a bug."""
+        assert state in _ALLOWED[self.state], f"session {self.session_id}: {self.state} -> {state}"  # noqa: S101
+        self.state = state
+
+    @property
+    def outstanding(self) -> int:
+        """Frames that wait or are being computed."""
+        return sum(len(slot.queue) + slot.busy for slot in self.slots)
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is over."""
+        return self.state is SessionState.ENDED
