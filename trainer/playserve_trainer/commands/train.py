@@ -1,0 +1,207 @@
+"""``playserve train``: train a policy of any family on recorded episodes."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from playserve.errors import BadSettingError, DataLossError, StateError
+from playserve_trainer.recipes import Recipe, atari
+from playserve_trainer.train.config import OPTIMIZERS, PRECISIONS, SCHEDULES, TrainConfig
+
+if TYPE_CHECKING:
+    from playserve_trainer.train.loop import Trainer
+
+__all__ = ["SUMMARY", "configure", "run"]
+
+SUMMARY = "Train a policy on recorded episodes."
+
+_CONFIG_NAME = "config.json"
+_RECIPES: Mapping[str, Recipe] = {"atari": atari}
+
+# Flags that are no settings of the run.
+_NO_SETTINGS = ("command", "family", "publish", "resume", "run", "store")
+
+_FLAGS: Mapping[str, tuple[type, str]] = {
+    "seed": (int, "of the initial weights and the order of the data"),
+    "batch_size": (int, "sequences in a batch"),
+    "sequence_length": (int, "steps of a sequence"),
+    "lr": (float, "highest learning rate"),
+    "weight_decay": (float, "of matrices and kernels"),
+    "beta1": (float, "decay of the first moment"),
+    "beta2": (float, "decay of the second moment"),
+    "clip_norm": (float, "largest norm of the gradient; 0: no clipping"),
+    "warmup_steps": (int, "steps of linear warm-up"),
+    "final_lr_fraction": (float, "what a cosine ends at, as a share of lr"),
+    "max_steps": (int, "stop after so many steps"),
+    "max_samples": (int, "stop after so many samples"),
+    "max_flops": (float, "stop after so many training FLOPs, such as 1e14"),
+    "threads": (int, "CPU threads; 0: one for each core"),
+    "held_out": (float, "share of the episodes that is held out"),
+    "eval_samples": (int, "held-out samples of one evaluation"),
+    "eval_every_steps": (int, "steps between evaluations; 0: only at the end"),
+    "log_every_steps": (int, "steps behind one line of metrics.jsonl"),
+    "save_every_s": (float, "seconds between saves of the whole state; 0: not by time"),
+    "save_every_steps": (int, "steps between saves of the whole state; 0: not by steps"),
+    "prefetch": (int, "batches made ahead"),
+    "memory_limit_mib": (int, "decoded frames beyond this go to a scratch file"),
+}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add a subcommand for each family. Flags left out take the recipe's value, or on --resume the run's own."""
+    families = parser.add_subparsers(dest="family", required=True, metavar="FAMILY")
+    defaults = {f.name: f.default for f in dataclasses.fields(TrainConfig)}
+    for name, recipe in _RECIPES.items():
+        family = families.add_parser(name, help=recipe.SUMMARY, description=f"Train {name}: {recipe.SUMMARY}.")
+        recipe.configure(family)
+        family.add_argument("--data", default=argparse.SUPPRESS, help="folder of recorded episodes")
+        family.add_argument("--out", required=True, help="folder of the run; checkpoint/ in it is the result")
+        family.add_argument(
+            "--minutes", dest="max_minutes", type=float, default=argparse.SUPPRESS, help="stop after so many minutes"
+        )
+        for flag, (kind, text) in _FLAGS.items():
+            default = defaults[flag]
+            shown = "" if default is None else f" (default {default}, unless the recipe has another)"
+            family.add_argument(
+                f"--{flag.replace('_', '-')}", type=kind, default=argparse.SUPPRESS, help=text + shown, metavar="N"
+            )
+        family.add_argument("--optimizer", choices=OPTIMIZERS, default=argparse.SUPPRESS)
+        family.add_argument("--schedule", choices=SCHEDULES, default=argparse.SUPPRESS)
+        family.add_argument("--precision", choices=PRECISIONS, default=argparse.SUPPRESS)
+        family.add_argument("--device", default=argparse.SUPPRESS, help='torch device, or "auto"')
+        family.add_argument("--compile", action="store_true", default=argparse.SUPPRESS, help="use torch.compile")
+        family.add_argument("--resume", action="store_true", help="go on with the run in OUT, with its own settings")
+        family.add_argument("--publish", metavar="NAME", help="publish the checkpoint under this name; needs --store")
+        family.add_argument(
+            "--store", metavar="URL", help="store of checkpoints to publish to: a folder or an fsspec URL"
+        )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train; return 0, or 128 plus the signal that stopped it (then --resume goes on)."""
+    _check_publish(args.publish, args.store)
+    recipe = _RECIPES[args.family]
+    given = {name: value for name, value in vars(args).items() if name not in _NO_SETTINGS}
+    if "max_flops" in given:
+        given["max_flops"] = int(given["max_flops"])
+    out = Path(args.out)
+    config = _resumed_config(recipe, out, given) if args.resume else _new_config(recipe, out, given)
+    return _train(recipe, config, args)
+
+
+def _check_publish(name: str | None, store: str | None) -> None:
+    from playserve.specs import check_policy_name
+
+    if (name is None) != (store is None):
+        raise BadSettingError(f"--publish and --store go together, not --publish {name} --store {store}")
+    if name is not None:
+        check_policy_name(name)
+
+
+def _new_config(recipe: Recipe, out: Path, given: Mapping[str, Any]) -> TrainConfig:
+    from playserve_trainer.train.state import STATE_NAME
+
+    if "data" not in given:
+        raise BadSettingError("where are the recordings? give --data, the folder that `playserve data record` wrote to")
+    if (out / STATE_NAME).exists():
+        raise StateError(f"{out} holds a run already: go on with it (--resume), or choose another --out")
+    return TrainConfig.from_json(recipe.settings(given))
+
+
+def _resumed_config(recipe: Recipe, out: Path, given: Mapping[str, Any]) -> TrainConfig:
+    """Return the settings of the run in `out`, with those given on the command line instead of its own."""
+    from playserve.errors import NotFoundError
+
+    path = out / _CONFIG_NAME
+    try:
+        before = TrainConfig.from_json(json.loads(path.read_text()))
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{path} is not there: nothing to resume; leave --resume out to begin a run") from error
+    except ValueError as error:
+        raise DataLossError(f"{path} is not JSON: {error}") from error
+    # The recipe translates flags to settings; of what it adds by itself the run has its own.
+    translated = recipe.settings({"game": before.task, **given})
+    wanted = {name: translated[name] for name in ("task", *given) if name in translated}
+    if "width" in given:
+        wanted["model"] = {**before.model, **translated["model"]}
+    if any(name.startswith("max_") for name in given):
+        # A new limit replaces the old one, instead of standing beside it.
+        wanted = {"max_steps": None, "max_samples": None, "max_flops": None, "max_minutes": None, **wanted}
+    config = TrainConfig.from_json({**before.to_json(), **wanted})
+    config.check_resumes(before)
+    return config
+
+
+def _train(recipe: Recipe, config: TrainConfig, args: argparse.Namespace) -> int:
+    from playserve_trainer.train import finish
+    from playserve_trainer.train.loop import Trainer
+    from playserve_trainer.train.progress import ProgressBar
+    from playserve_trainer.train.stop import StopRequest
+
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    with ProgressBar(f"{config.family} {config.task}") as bar, StopRequest() as stop:
+        prepared = recipe.prepare(config, bar.reading)
+        trainer = Trainer(
+            config,
+            prepared.policy,
+            prepared.source,
+            prepared.held_out,
+            data_digest=prepared.report.digest,
+            reporter=bar,
+            should_stop=stop,
+        )
+        if args.resume:
+            trainer.resume()
+        finish.write_json(out / _CONFIG_NAME, config.to_json())
+        finished = trainer.run()
+    manifest, published = None, None
+    if finished:
+        manifest = finish.write_checkpoint(trainer, out / finish.CHECKPOINT_NAME)
+        if args.publish:
+            published = finish.publish(args.store, args.publish, out / finish.CHECKPOINT_NAME)
+    _report(trainer, finish.write_summary(trainer, prepared.report, manifest, published))
+    return 0 if finished else 128 + (stop.signum or 0)
+
+
+def _report(trainer: Trainer, summary: Mapping[str, Any]) -> None:
+    """Print the summary for people; damaged files come last, where they are seen."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console, data, held_out = Console(), summary["data"], summary["held_out"]
+    table = Table(show_header=False, box=None)
+    table.add_row("policy", f"{summary['family']} {summary['task']}, {summary['num_params']:,} parameters")
+    table.add_row(
+        "data", f"{data['episodes']} episodes, {data['samples']:,} samples, {data['held_out_samples']:,} held out"
+    )
+    table.add_row(
+        "training",
+        f"{summary['steps']:,} steps, {summary['samples_seen']:,} samples ({summary['epochs']:.2f} epochs), "
+        f"{summary['flops']:.3g} FLOPs (6ND {summary['flops_6nd']:.3g}), {summary['elapsed_s']:.0f} s",
+    )
+    if summary["samples_per_s"]:
+        table.add_row(
+            "speed",
+            f"{summary['samples_per_s']:,.0f} frames/s in {summary['precision']} on {summary['threads']} threads"
+            + (f", {summary['data_wait_fraction']:.1%} waiting" if summary["data_wait_fraction"] is not None else ""),
+        )
+    if held_out:
+        table.add_row("held out", f"loss {held_out['loss']:.4f}, accuracy {held_out['accuracy']:.2%}")
+    if summary["finished"]:
+        table.add_row("checkpoint", escape(summary["checkpoint"]))
+    if summary["published"]:
+        table.add_row("published", escape("{name} version {version} in {store}".format(**summary["published"])))
+    console.print(table)
+    if not summary["finished"]:
+        console.print(f"stopped before its end; go on with --resume --out {trainer.out}", markup=False, soft_wrap=True)
+    if data["damaged"]:
+        console.print(f"{len(data['damaged'])} damaged files were left out:", style="yellow")
+        for item in data["damaged"]:
+            console.print(f"  {item['error']}", markup=False, soft_wrap=True)

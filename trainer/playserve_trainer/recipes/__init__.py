@@ -1,0 +1,53 @@
+"""Recipes: what a family adds to the one training loop (flags, good settings, policy and batches).
+
+A recipe is a module with the members of :class:`Recipe`; it imports torch only inside its functions, because the
+command line looks at every recipe's flags.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from playserve_trainer.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from playserve_trainer.data.batches import BatchSource
+    from playserve_trainer.data.episodes import DataReport
+    from playserve_trainer.models.policy import Policy
+
+__all__ = ["Prepared", "Recipe"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What a recipe makes of its settings.
+
+    Attributes:
+        policy: Freshly initialised under the run's seed.
+        source: Batches to learn from.
+        held_out: Batches to evaluate on; None if nothing is held out.
+        report: What was read.
+    """
+
+    policy: Policy
+    source: BatchSource
+    held_out: BatchSource | None
+    report: DataReport
+
+
+class Recipe(Protocol):
+    """What a recipe's module holds."""
+
+    SUMMARY: str
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        """Add the family's own flags, without defaults (argparse.SUPPRESS)."""
+
+    def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return training settings: the family's good ones, overridden by those given on the command line."""
+
+    def prepare(self, config: TrainConfig, progress: Callable[[int, int], None] | None = None) -> Prepared:
+        """Read the data and make the policy."""

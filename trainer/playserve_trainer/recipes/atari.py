@@ -1,0 +1,140 @@
+"""The `atari` recipe: a game's recorded episodes, shuffled steps, and settings that were found good for each game."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from playserve.errors import BadSettingError, NotFoundError
+from playserve_trainer.recipes import Prepared
+from playserve_trainer.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from playserve_trainer.data.episodes import Episodes
+
+__all__ = ["DEFAULTS", "SUMMARY", "configure", "prepare", "settings"]
+
+SUMMARY = "the width-scaled convolutional net, on recordings of one Atari game"
+
+_FAMILY = "atari"
+
+#: Settings of every game, and beneath a game's name those in which it differs.
+DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "": MappingProxyType(
+            {
+                "model": {"width": 34},
+                "batch_size": 128,
+                "optimizer": "adamw",
+                "lr": 1e-3,
+                "weight_decay": 0.01,
+                "clip_norm": 1.0,
+                "warmup_steps": 50,
+                "schedule": "cosine",
+            }
+        ),
+        "freeway": MappingProxyType({"model": {"width": 23}}),
+    }
+)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the family's flags."""
+    parser.add_argument("--game", default=argparse.SUPPRESS, help="game in snake case, such as breakout")
+    parser.add_argument(
+        "--width", type=int, default=argparse.SUPPRESS, help="the size dial: channels of the first convolution"
+    )
+
+
+def settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return training settings for the flags given; `game` and `width` become `task` and `model`.
+
+    Raises:
+        BadSettingError: The game is missing.
+    """
+    rest = dict(given)
+    game = rest.pop("game", None)
+    if not game:
+        raise BadSettingError("which game? give --game, such as --game breakout")
+    values: dict[str, Any] = {**DEFAULTS[""], **DEFAULTS.get(game, {}), "family": _FAMILY, "task": game}
+    values["model"] = dict(values["model"])
+    if "width" in rest:
+        values["model"]["width"] = rest.pop("width")
+    if rest.get("schedule") == "constant" and "final_lr_fraction" not in rest:
+        values.pop("final_lr_fraction", None)
+    return {**values, **rest}
+
+
+def prepare(config: TrainConfig, progress: Callable[[int, int], None] | None = None) -> Prepared:
+    """Read the game's episodes and make the policy for its action set.
+
+    Raises:
+        NotFoundError: There are no episodes.
+        BadSettingError: They are of another game, or of mixed protocols.
+    """
+    import torch
+
+    from playserve_trainer.data.episodes import load_episodes
+    from playserve_trainer.data.stacked import ShuffledSteps, Streams
+    from playserve_trainer.models.registry import build
+
+    episodes = load_episodes(
+        _folder(Path(config.data), config.task),
+        held_out_fraction=config.held_out,
+        memory_limit_bytes=config.memory_limit_mib << 20,
+        scratch=Path(config.out),
+        progress=progress,
+    )
+    model = {**_protocol(episodes, config.task), **config.model}
+    torch.manual_seed(config.seed)
+    policy = build(_FAMILY, model)
+
+    def source(held_out: bool) -> ShuffledSteps | Streams:
+        chosen = episodes.select(held_out=held_out)
+        if config.sequence_length == 1:
+            return ShuffledSteps(episodes, chosen, batch_size=config.batch_size, seed=config.seed)
+        return Streams(
+            episodes,
+            chosen,
+            batch_size=config.batch_size,
+            sequence_length=config.sequence_length,
+            seed=config.seed,
+        )
+
+    return Prepared(
+        policy=policy,
+        source=source(False),
+        held_out=source(True) if config.held_out else None,
+        report=episodes.report,
+    )
+
+
+def _folder(data: Path, game: str) -> Path:
+    """Return the game's folder under a root of recordings, or the folder itself if it is one game's."""
+    for folder in (data / _FAMILY / game, data):
+        if folder.is_dir():
+            return folder
+    raise NotFoundError(f"{data} is no directory; record episodes with `playserve data record atari --game {game}`")
+
+
+def _protocol(episodes: Episodes, game: str) -> dict[str, Any]:
+    """Return the part of the model's config that the recordings decide."""
+    first = episodes.metas[0]
+    if (first.env, first.game) != (_FAMILY, game):
+        raise BadSettingError(f"{episodes.report.directory} holds {first.env}/{first.game}, not {_FAMILY}/{game}")
+    protocols = sorted({(meta.frame_skip, meta.stickiness) for meta in episodes.metas})
+    if len(protocols) > 1:
+        raise BadSettingError(
+            f"{episodes.report.directory} mixes (frame skip, stickiness) {protocols}; train on one of them"
+        )
+    frame_skip, stickiness = protocols[0]
+    return {
+        "game": game,
+        "num_actions": len(first.action_names),
+        "action_names": list(first.action_names),
+        "frame_skip": frame_skip,
+        "stickiness": float(stickiness),
+    }

@@ -1,0 +1,1 @@
+"""The one training loop of every family: see :class:`playserve_trainer.train.loop.Trainer`."""

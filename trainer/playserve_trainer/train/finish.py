@@ -1,0 +1,105 @@
+"""The end of a run: the checkpoint with its manifest, the summary, and the store."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from playserve_trainer import checkpoint
+from playserve_trainer.checkpoint import Manifest
+from playserve_trainer.flops import CONVENTION
+from playserve_trainer.store import CheckpointStore
+from playserve_trainer.train.loop import Trainer
+
+if TYPE_CHECKING:
+    from playserve_trainer.data.episodes import DataReport
+
+__all__ = ["CHECKPOINT_NAME", "SUMMARY_NAME", "code_version", "publish", "write_checkpoint", "write_json",
+           "write_summary"]  # fmt: skip
+
+CHECKPOINT_NAME = "checkpoint"
+SUMMARY_NAME = "summary.json"
+
+
+def code_version() -> str:
+    """Return the version of playserve, with the commit if this is a checkout ("0.1.0+g1a2b3c4.dirty")."""
+    base = version("playserve")
+    source = Path(__file__).resolve()
+    try:
+        git = ["git", "-C", str(source.parent)]
+        # A package installed inside somebody else's repository is not of that repository's commit.
+        subprocess.run([*git, "ls-files", "--error-unmatch", source.name], check=True, capture_output=True, timeout=10)
+        commit = subprocess.run(
+            [*git, "describe", "--always", "--dirty=.dirty", "--abbrev=9", "--exclude=*"],
+            check=True, capture_output=True, text=True, timeout=10,
+        ).stdout.strip()  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return base
+    return f"{base}+g{commit}"
+
+
+def write_checkpoint(trainer: Trainer, directory: Path) -> Manifest:
+    """Write the policy as it is now, and all that is known of it; an older checkpoint there is replaced."""
+    evaluation = trainer.last_evaluation or trainer.evaluate()
+    metrics = {"loss": evaluation.loss, "accuracy": evaluation.accuracy} if evaluation else {}
+    manifest = Manifest.describe(
+        trainer.policy,
+        samples_seen=trainer.samples,
+        flops=trainer.flops,
+        data_digest=trainer.data_digest,
+        code_version=code_version(),
+        seed=trainer.config.seed,
+        metrics=metrics,
+    )
+    return checkpoint.save(directory, trainer.policy, manifest, overwrite=True)
+
+
+def write_summary(
+    trainer: Trainer, report: DataReport, manifest: Manifest | None, published: dict[str, str] | None
+) -> dict[str, Any]:
+    """Write summary.json: every number that a run prints; return it."""
+    evaluation, elapsed_s = trainer.last_evaluation, trainer.elapsed_s
+    summary: dict[str, Any] = {
+        "finished": manifest is not None,
+        "family": trainer.config.family,
+        "task": trainer.config.task,
+        "steps": trainer.step,
+        "num_params": trainer.policy.num_params(),
+        "samples_seen": trainer.samples,
+        "epochs": trainer.samples / report.samples,
+        "flops": trainer.flops,
+        "flops_per_sample": trainer.flops_per_sample,
+        "flops_convention": CONVENTION,
+        "flops_6nd": trainer.flops_6nd,
+        "elapsed_s": elapsed_s,
+        "samples_per_s": trainer.samples / elapsed_s if elapsed_s else None,
+        "data_wait_fraction": trainer.data_wait_s / trainer.loop_s if trainer.loop_s else None,
+        "held_out": {"loss": evaluation.loss, "accuracy": evaluation.accuracy, "labels": evaluation.labels}
+        if evaluation
+        else None,
+        "best_held_out": dict(trainer.best) or None,
+        "device": str(trainer.device),
+        "precision": trainer.precision,
+        "threads": trainer.threads,
+        "data": report.to_json(),
+        "checkpoint": str(trainer.out / CHECKPOINT_NAME) if manifest else None,
+        "published": published,
+        "config": trainer.config.to_json(),
+    }
+    write_json(trainer.out / SUMMARY_NAME, summary)
+    return summary
+
+
+def publish(store: str, name: str, directory: Path) -> dict[str, str]:
+    """Publish a checkpoint to a store; return where it went."""
+    return {"store": store, "name": name, "version": CheckpointStore(store).publish(name, directory)}
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+    temporary.replace(path)

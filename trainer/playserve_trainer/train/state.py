@@ -1,0 +1,133 @@
+"""The whole state of a run in one file: safetensors, with the numbers as JSON in its header. Written atomically.
+
+Tensors: ``model/<name>``, ``optim/<moment>/<name>``, ``memory/<name>`` (the policy's memory between two batches, for
+sources that carry it), ``rng/cpu``, ``rng/cuda``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from playserve.errors import DataLossError, NotFoundError, StateError
+
+__all__ = ["STATE_NAME", "TrainState", "capture", "read_state", "restore", "write_state"]
+
+STATE_NAME = "state.safetensors"
+_HEADER_KEY = "playserve_train_state"
+_FORMAT = 1
+
+
+@dataclass(slots=True, kw_only=True)
+class TrainState:
+    """The numbers of a run.
+
+    Attributes:
+        step: Optimizer steps done; also the index of the next batch.
+        samples: Samples seen (D), repeats counted.
+        elapsed_s: Seconds of training, over all resumes.
+        data_digest: Of the training data.
+        best: The evaluation with the lowest held-out loss so far; empty before the first.
+        config: The settings.
+    """
+
+    step: int = 0
+    samples: int = 0
+    elapsed_s: float = 0.0
+    data_digest: str = ""
+    best: dict[str, float] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+def capture(
+    policy: nn.Module, optimizer: torch.optim.Optimizer, memory: Mapping[str, Tensor], device: torch.device
+) -> dict[str, Tensor]:
+    """Return every tensor of a run's state."""
+    tensors = {f"model/{name}": tensor for name, tensor in policy.state_dict().items()}
+    for name, parameter in policy.named_parameters():
+        for moment, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"optim/{moment}/{name}"] = value
+    tensors |= {f"memory/{name}": tensor for name, tensor in memory.items()}
+    tensors["rng/cpu"] = torch.get_rng_state()
+    if device.type == "cuda":
+        tensors["rng/cuda"] = torch.cuda.get_rng_state(device)
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def restore(
+    tensors: Mapping[str, Tensor], policy: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
+) -> dict[str, Tensor]:
+    """Put captured tensors back; return the policy's memory.
+
+    Raises:
+        StateError: The state is of another model.
+    """
+    model = _under("model/", tensors)
+    wanted = {name: tensor.shape for name, tensor in policy.state_dict().items()}
+    if {name: tensor.shape for name, tensor in model.items()} != wanted:
+        raise StateError(f"the saved state is of another model: it has {sorted(model)}, wanted {sorted(wanted)}")
+    policy.load_state_dict(model)  # copies, so that devices and memory formats stay
+    for moment_and_name, value in _under("optim/", tensors).items():
+        moment, _, name = moment_and_name.partition("/")
+        parameter = policy.get_parameter(name)
+        like = parameter if value.shape == parameter.shape and value.dim() else None
+        optimizer.state[parameter][moment] = value.to(device) if like is None else _like(value, like)
+    torch.set_rng_state(tensors["rng/cpu"])
+    if device.type == "cuda" and "rng/cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["rng/cuda"], device)
+    return {name: tensor.to(device) for name, tensor in _under("memory/", tensors).items()}
+
+
+def write_state(directory: Path, state: TrainState, tensors: Mapping[str, Tensor]) -> None:
+    """Replace the state file of a run: a kill leaves the old one or the new one, whole."""
+    numbers = {name: getattr(state, name) for name in TrainState.__slots__} | {"format": _FORMAT}
+    path, temporary = directory / STATE_NAME, directory / f".{STATE_NAME}.tmp"
+    save_file(dict(tensors), temporary, metadata={_HEADER_KEY: json.dumps(numbers, allow_nan=False)})
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_state(directory: Path) -> tuple[TrainState, dict[str, Tensor]]:
+    """Return the numbers and tensors of a run's state file.
+
+    Raises:
+        NotFoundError: There is none.
+        DataLossError: It is damaged, or of another format.
+    """
+    path = directory / STATE_NAME
+    if not path.exists():
+        raise NotFoundError(f"{path} is not there: nothing to resume; leave --resume out to begin a run")
+    try:
+        with safe_open(path, "pt") as file:
+            header = json.loads((file.metadata() or {})[_HEADER_KEY])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        if header.pop("format") != _FORMAT:
+            raise ValueError("it has another format version")
+        return TrainState(**header), tensors
+    except (SafetensorError, KeyError, ValueError, TypeError, OSError, struct.error) as error:
+        raise DataLossError(f"{path} is no whole training state: {error}") from error
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _like(value: Tensor, parameter: Tensor) -> Tensor:
+    """Return the value in the parameter's memory format: another order of sums would be another run."""
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
