@@ -10,6 +10,7 @@ import dataclasses
 import datetime
 import hashlib
 import json
+import math
 import os
 import uuid
 from collections.abc import Callable, Mapping
@@ -75,6 +76,11 @@ class Manifest:
     created_at: str = ""
     weights_sha256: str = ""
     format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        bad = sorted(name for name, value in self.metrics.items() if not math.isfinite(value))
+        if bad:
+            raise BadSettingError(f"manifest: metrics {bad} are not finite; leave out what could not be measured")
 
     @classmethod
     def describe(
@@ -169,13 +175,13 @@ def save(directory: str | Path, policy: Policy, manifest: Manifest, *, overwrite
     """
     directory = Path(directory)
     manifest_path = directory / MANIFEST_NAME
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()}
     if manifest_path.exists():
         if not overwrite:
             raise StateError(f"{directory} holds a checkpoint already; choose another folder, or overwrite it")
         manifest_path.unlink()
         _sync_directory(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()}
     _write_atomically(directory / WEIGHTS_NAME, lambda path: save_file(tensors, path))
     manifest = dataclasses.replace(manifest, weights_sha256=file_sha256(directory / WEIGHTS_NAME))
     _write_atomically(manifest_path, lambda path: path.write_bytes(manifest.to_bytes()))
