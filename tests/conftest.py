@@ -73,7 +73,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         if _MISSING in reason:
             missing[report.nodeid] = reason.partition(_MISSING)[2]
     terminalreporter.section("system dependencies")
-    terminalreporter.write_line(f"{len(missing)} tests were skipped for missing system dependencies")
+    terminalreporter.write_line(f"tests skipped for missing system dependencies: {len(missing)}")
     for nodeid, program in sorted(missing.items()):
         terminalreporter.write_line(f"  {nodeid}: {program}")
     if missing:

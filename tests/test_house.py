@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -186,3 +188,52 @@ def test_every_pin_of_the_project_is_in_the_constraints() -> None:
         name = re.sub(r"[-_.]+", "-", match[1]).lower()
         assert name in pinned, f"{name} is not in constraints.txt"
         assert match[2] in (None, pinned[name]), f"{entry}, but constraints.txt has {pinned[name]}"
+
+
+def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_gpu_tests_are_skipped_with_a_message_where_there_is_no_device() -> None:
+    done = run(sys.executable, "deploy/dev/gpu.py", CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 0, done.stderr
+    assert "no CUDA device here; skipped" in done.stdout
+
+
+def test_gpu_tests_need_nothing_that_a_bare_machine_lacks() -> None:
+    # Wherever a GPU test lives, its file is collected there without our extras and our servers' packages.
+    import gpu
+
+    for name in gpu.gpu_tests():
+        tree = ast.parse((ROOT / name).read_text(encoding="utf-8"))
+        top = {
+            alias.name.partition(".")[0] for node in tree.body if isinstance(node, ast.Import) for alias in node.names
+        }
+        top |= {(node.module or "").partition(".")[0] for node in tree.body if isinstance(node, ast.ImportFrom)}
+        assert not top & {"nle", "ale_py", "gymnasium", "cv2", "tritonclient", "lz4", "simplejpeg"}, name
+
+
+def test_system_deps_succeeds_without_root(tmp_path: Path) -> None:
+    # A PATH that lacks node and apt-get, and an `id` that is not root's.
+    for name in ("bash", "dirname"):
+        (tmp_path / name).symlink_to(shutil.which(name) or name)
+    (tmp_path / "id").write_text("#!/bin/sh\necho 1000\n")
+    (tmp_path / "id").chmod(0o755)
+    done = run("bash", "deploy/dev/system-deps.sh", PATH=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "not root; would install: nodejs npm" in done.stdout
+
+
+def test_missing_programs_are_counted_by_name(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "tests/conftest.py", tmp_path)
+    (tmp_path / "test_sample.py").write_text(
+        "def test_a(require_program): require_program('no-such-program')\n"
+        "def test_b(require_program): require_program('sh')\n"
+    )
+    done = run(sys.executable, "-m", "pytest", "-q", "-c", "/dev/null", f"--rootdir={tmp_path}", str(tmp_path))
+    assert done.returncode == 0, done.stdout
+    assert "tests skipped for missing system dependencies: 1" in done.stdout
+    assert "test_sample.py::test_a: no-such-program" in done.stdout
+    assert done.stdout.rstrip().splitlines()[-1].startswith("1 passed, 1 skipped")
