@@ -46,7 +46,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"playserve {version('playserve')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for entry in sorted(entry_points(group="playserve.commands"), key=lambda e: e.name):
-        command = cast(Command, entry.load())
+        try:
+            command = cast(Command, entry.load())
+        except ImportError as error:
+            # One broken package must not take the others' commands with it.
+            commands.add_parser(entry.name, help=f"(cannot be loaded: {error})")
+            continue
         sub = commands.add_parser(entry.name, help=command.SUMMARY, description=command.SUMMARY)
         command.configure(sub)
         sub.set_defaults(run=command.run)

@@ -217,7 +217,7 @@ class InferenceServer:
             grace_s = self._grace_s or 0.0
             _log.info("draining: %d sessions, %.0f s of grace", len(self.core), grace_s)
             deadline = time.monotonic() + grace_s
-            while len(self.core) and time.monotonic() < deadline:
+            while len(self.core) and time.monotonic() < deadline:  # noqa: ASYNC110 - a drain is rare, and slow
                 await asyncio.sleep(0.05)
             _log.info("drained: %d sessions are ended now", len(self.core))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from playserve_services.inference.catalog import LoadedPolicy
 from playserve_services.inference.sessions import Answer, Settings
 
 __all__ = [
+    "codec_list",
     "executed_action", "live_rate", "open_settings", "result_message", "rollout_message", "row_error", "step_error",
 ]  # fmt: skip
 
@@ -128,6 +130,11 @@ def rollout_message(answers: Sequence[Answer], now_ns: int) -> ps.RolloutRespons
 def step_error(seq: int, error: PlayserveError) -> ps.PlayResponse:
     """Return the in-band error of one message of a play session."""
     return ps.PlayResponse(error=ps.StepError(seq=seq, status=to_status(error)))
+
+
+def codec_list(codecs: Iterable[int]) -> list[pb.Codec.ValueType]:
+    """Return the packings that Opened announces: raw always."""
+    return [cast(pb.Codec.ValueType, codec) for codec in sorted({int(pb.CODEC_RAW), *codecs})]
 
 
 def row_error(env_id: int | None, error: PlayserveError) -> ps.RolloutResponse:

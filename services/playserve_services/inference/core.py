@@ -343,7 +343,7 @@ class InferenceCore:
                         counter,
                         settings.temperature,
                         settings.argmax,
-                    )  # fmt: skip
+                    )
                 )
             planned.append(_Planned(slot, slot.lease, frames, where))
         return Batch(policy.runtime, rounds, want_log_prob, (policy, planned))

@@ -61,7 +61,7 @@ def run_batch(batch: Batch) -> BatchResult:
     started = time.monotonic_ns()
     try:
         rounds = [batch.runtime.run(rows, batch.want_log_prob) for rows in batch.rounds]
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - logged, and handed to the core
         _log.exception("a batch of policy %s failed", batch.runtime.spec.name)
         return BatchResult(None, error, started, time.monotonic_ns())
     return BatchResult(rounds, None, started, time.monotonic_ns())

@@ -164,7 +164,7 @@ class PolicyLoader:
             await asyncio.sleep(poll_s)
             try:
                 await self.refresh()
-            except Exception:
+            except Exception:  # noqa: BLE001 - whatever a store does, sessions go on
                 _log.exception("the store could not be read; what is loaded stays")
 
     def _read_specs(self, entries: Sequence[Entry]) -> None:

@@ -34,6 +34,11 @@ __all__ = ["PlayStream"]
 _log = logging.getLogger(__name__)
 
 
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
 class PlayStream:
     """See the module's docstring.
 
@@ -97,7 +102,7 @@ class PlayStream:
             raise
         except grpc.aio.AbortError:
             self._outbox.close()
-        except Exception:
+        except Exception:  # noqa: BLE001 - one stream must not take others with it
             _log.exception("a Play stream failed")
             self._outbox.close(EngineFailedError("the server failed; see its log"))
 
@@ -112,7 +117,7 @@ class PlayStream:
             session = self._core.resume(message.resume_token, self._principal)
             self._attach(session)
             idle: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._core.when_idle(session, lambda: idle.done() or idle.set_result(None))
+            self._core.when_idle(session, lambda: _settle(idle))
             await idle
             if session.ended:
                 return
@@ -158,7 +163,7 @@ class PlayStream:
             session_id=session.session_id,
             resume_token=session.resume_token,
             policy=session.policy.to_proto(self._core.catalog.aliases_of(session.policy)),
-            codecs=sorted({pb.CODEC_RAW, *session.codecs}),
+            codecs=convert.codec_list(session.codecs),
             max_message_bytes=self._max_message_bytes,
             idle_timeout_us=limits.idle_timeout_ns // 1000,
             detach_window_us=limits.detach_window_ns // 1000,

@@ -82,7 +82,7 @@ class RolloutStream:
             self._outbox.close(error)
         except asyncio.CancelledError:
             raise
-        except Exception:
+        except Exception:  # noqa: BLE001 - one stream must not take others with it
             _log.exception("a Rollout stream failed")
             self._outbox.close(EngineFailedError("the server failed; see its log"))
 
@@ -120,7 +120,7 @@ class RolloutStream:
                 opened=ps.RolloutOpened(
                     session_id=session.session_id,
                     policy=policy.to_proto(self._core.catalog.aliases_of(policy)),
-                    codecs=sorted({pb.CODEC_RAW, *session.codecs}),
+                    codecs=convert.codec_list(session.codecs),
                     max_message_bytes=self._max_message_bytes,
                     max_steps_in_flight=self._core.limits.max_steps_in_flight,
                     seed=self._seed,
