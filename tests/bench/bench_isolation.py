@@ -31,6 +31,7 @@ from harness import (
     cpus_of,
     echo_server,
     machine,
+    report_console,
     run_async,
     server,
     wait_for_policy,
@@ -178,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="JSON report")
     parser.add_argument("--strict", action="store_true", help="exit with 1 when the budget is missed")
     args = parser.parse_args(argv)
-    console = Console()
+    console = report_console()
     report: Figures = {"benchmark": "isolation", "arguments": {k: str(v) for k, v in vars(args).items()}}
     columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with machine(report), Progress(*columns, console=console, transient=True) as progress:

@@ -24,7 +24,17 @@ import grpc
 from drivers.lanes import Lane, LaneError, PlayLane, TritonClientLane, TritonLane
 from drivers.loads import closed_loop, paced
 from drivers.stats import Measurement
-from harness import add_server_arguments, channel, cpus_of, echo_server, machine, run_async, server, wait_for_policy
+from harness import (
+    add_server_arguments,
+    channel,
+    cpus_of,
+    echo_server,
+    machine,
+    report_console,
+    run_async,
+    server,
+    wait_for_policy,
+)
 from harness import write_json as write_report
 from peers.process import ServerProcess
 from peers.triton import TritonServer, TritonUnavailableError, write_sequence_policy
@@ -353,7 +363,7 @@ def measure_rounds(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
     args = parse(argv)
-    console = Console()
+    console = report_console()
     cpus = cpus_of(args.pin)
     report: Figures = {"benchmark": "serving", "arguments": {k: str(v) for k, v in vars(args).items()}}
     columns = (TextColumn("{task.description:40}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

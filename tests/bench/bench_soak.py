@@ -20,9 +20,18 @@ from typing import Any
 
 from drivers.lanes import PlayLane
 from drivers.rollout import RolloutDriver, RolloutStats
-from harness import add_server_arguments, channel, cpus_of, machine, run_async, server, wait_for_policy, write_json
+from harness import (
+    add_server_arguments,
+    channel,
+    cpus_of,
+    machine,
+    report_console,
+    run_async,
+    server,
+    wait_for_policy,
+    write_json,
+)
 from peers.process import ServerProcess
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 _MIB = 1 << 20
@@ -108,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_server_arguments(parser, policy="recurrent")
     parser.add_argument("--sessions", type=int, default=10_000, help="sessions to open and close")
     parser.add_argument("--steps", type=int, default=1_000_000, help="steps in all, rollout rows included")
-    parser.add_argument("--parts", type=int, default=20)
+    parser.add_argument("--parts", "--rounds", type=int, default=20, dest="parts", help="memory is read after each")
     parser.add_argument("--warm-up", type=int, default=2, help="parts before the reference level is taken")
     parser.add_argument("--at-once", type=int, default=16, help="sessions open at the same time")
     parser.add_argument("--session-steps", type=int, default=3, help="steps of each session")
@@ -117,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="JSON report")
     parser.add_argument("--strict", action="store_true", help="exit with 1 when the budget is missed")
     args = parser.parse_args(argv)
-    console = Console()
+    console = report_console()
     report: dict[str, Any] = {"benchmark": "soak", "arguments": {k: str(v) for k, v in vars(args).items()}}
     columns = (TextColumn("{task.description:44}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with (

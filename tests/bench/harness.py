@@ -18,20 +18,24 @@ import grpc
 from drivers.lanes import CHANNEL_OPTIONS, PlayLane
 from peers.echo import echo_command
 from peers.process import ServerProcess
+from rich.console import Console
 
 from playserve.v1 import policy_service_pb2 as pb
 from playserve.v1 import policy_service_pb2_grpc
 
 __all__ = [
-    "BENCH_DIR", "add_server_arguments", "channel", "cpus_of", "echo_server", "machine", "run_async", "server",
-    "wait_for_policy", "write_json",
+    "BENCH_DIR", "add_server_arguments", "channel", "cpus_of", "echo_server", "machine", "report_console", "run_async",
+    "server", "wait_for_policy", "write_json",
 ]  # fmt: skip
 
 BENCH_DIR = Path(__file__).resolve().parent
 _T = TypeVar("_T")
 
 #: The server under test, as it is started when nothing else is said. {policy} is a factory of bench_policies.
-DEFAULT_SERVER = f"{sys.executable} -m playserve.cli serve --factory bench_policies:{{policy}} --port {{port}}"
+DEFAULT_SERVER = (
+    f"{shlex.quote(str(Path(sys.executable).with_name('playserve')))} serve "
+    "--policy {policy}=bench_policies:{policy} --port {port}"
+)
 
 
 def add_server_arguments(parser: Any, *, policy: str) -> None:
@@ -139,6 +143,12 @@ def machine(report: dict[str, Any]) -> Iterator[None]:
     steal_after, total_after = _steal_ticks()
     described["stolen_share"] = round((steal_after - steal) / max(1, total_after - total), 4)
     described["load_after"] = os.getloadavg()[0]
+
+
+def report_console() -> Console:
+    """Return a console that is wide enough for the tables when its output goes to a file."""
+    console = Console()
+    return console if console.is_terminal else Console(width=150)
 
 
 def write_json(path: Path | None, report: dict[str, Any]) -> None:
