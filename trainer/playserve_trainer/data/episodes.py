@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from playserve.errors import DataLossError, NotFoundError
 from playserve_client.recordings import Episode, EpisodeMeta, list_episodes, read_episode, read_meta
-from playserve_trainer.data.split import is_held_out
+from playserve_trainer.data.split import held_out_episodes, split_hash
 
 __all__ = ["DataReport", "Episodes", "NoEpisodesError", "load_episodes"]
 
@@ -119,7 +119,7 @@ def load_episodes(
 
     Args:
         directory: Episodes of one game, in any depth.
-        held_out_fraction: Share of the episodes to hold out; see :func:`is_held_out`.
+        held_out_fraction: Share of the episodes to hold out; see :mod:`playserve_trainer.data.split`.
         memory_limit_bytes: Frames beyond this go to a scratch file that is mapped; it vanishes with the process.
         scratch: Folder of that file; None: the system's.
         progress: Called with (files read, files) after each file.
@@ -215,11 +215,12 @@ def _assemble(
     damaged: list[tuple[str, str]],
 ) -> Episodes:
     lengths_E = np.array([meta.steps for meta in good.metas], np.int64)
-    held_out_E = np.array([is_held_out(m.env, m.game, m.seed, held_out_fraction) for m in good.metas], np.bool_)
-    if not lengths_E[~held_out_E].sum() or (held_out_fraction > 0 and not held_out_E.any()):
+    hashes = [split_hash(meta.env, meta.game, meta.seed) for meta in good.metas]
+    held_out_E = np.array(held_out_episodes(hashes, held_out_fraction), np.bool_)
+    if held_out_E.all() or (held_out_fraction > 0 and not held_out_E.any()):
         raise NoEpisodesError(
-            f"{directory}: {len(lengths_E)} whole episodes, {int(held_out_E.sum())} of them held out, "
-            f"{len(damaged)} damaged; at least one must be left on each side: record more, or change the held-out share"
+            f"{directory}: {len(lengths_E)} whole episodes, {len(damaged)} damaged; wanted at least "
+            f"{2 if held_out_fraction else 1}, so that one can be learnt from and one held out"
             + "".join(f"\n  {error}" for _, error in damaged)
         )
     starts_E = np.cumsum(lengths_E) - lengths_E

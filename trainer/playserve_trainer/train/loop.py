@@ -233,7 +233,7 @@ class Trainer:
         clip = self.config.clip_norm or math.inf
         self._norm = nn.utils.clip_grad_norm_(self.policy.parameters(), clip)
         if self.device.type == "cpu":
-            self._raise_unless_finite(float(loss), self._state.step + 1)
+            self._raise_unless_finite(loss.item(), self._state.step + 1)
         self._optimizer.step()
         if self._source.carries_state:
             self._memory = {name: tensor.detach() for name, tensor in memory.items()}
