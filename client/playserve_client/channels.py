@@ -19,7 +19,11 @@ __all__ = ["DEFAULT_MAX_MESSAGE_BYTES", "DEFAULT_TIMEOUT_S", "ClientSettings", "
 #: Largest message that a client takes, unless told otherwise.
 DEFAULT_MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 DEFAULT_TIMEOUT_S = 10.0
-_LOST = ("rst_stream", "stream removed", "goaway", "socket closed", "connection reset", "broken pipe")
+# What gRPC says, under INTERNAL or UNKNOWN, of a connection that broke; the last is grpc.aio's, of a write to one.
+_LOST = (
+    "rst_stream", "stream removed", "goaway", "socket closed", "connection reset", "broken pipe",
+    "internal error from core",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,237 @@
+"""The asyncio client of a policy server. The sync twin is `playserve_client.client`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+import grpc.aio
+
+from playserve.errors import NotFoundError, ServerUnavailableError, TimeoutExceededError, from_rpc_error
+from playserve.settings import Consent, Extras, Pace, Sampling, VersionPolicy
+from playserve.specs import Codec
+from playserve.v1 import policy_service_pb2 as ps
+from playserve.v1.policy_service_pb2_grpc import PolicyServiceStub
+from playserve_client.aio.rollout import Rollout
+from playserve_client.aio.session import Session
+from playserve_client.channels import DEFAULT_MAX_MESSAGE_BYTES, DEFAULT_TIMEOUT_S, ClientSettings
+from playserve_client.results import PolicyInfo
+from playserve_client.rollout_core import RolloutCore
+from playserve_client.session_core import SessionCore, open_message
+
+__all__ = ["PolicyClient"]
+
+_READY_POLL_S = 0.1
+
+
+class PolicyClient:
+    """Talks to one policy server; an async context manager. It belongs to one event loop.
+
+    Args:
+        address: "host:port".
+        api_key: Key for servers that want one.
+        tls: False for plain text, True for the system's roots, or credentials of one's own.
+        timeout_s: Longest wait for any answer, unless the call says otherwise.
+        codecs: Packings to offer besides raw, best first; used where server and policy take them. JPEG is lossy.
+        max_message_bytes: Largest message to take.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        api_key: str | None = None,
+        tls: bool | grpc.ChannelCredentials = False,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        codecs: Sequence[Codec] = (),
+        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+    ) -> None:
+        self._settings = ClientSettings(
+            address=address,
+            api_key=api_key,
+            tls=tls,
+            timeout_s=timeout_s,
+            codecs=tuple(codecs),
+            max_message_bytes=max_message_bytes,
+        )
+        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._open: set[Session | Rollout] = set()
+        self._stub = self._dial(None)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def address(self) -> str:
+        """Return "host:port"."""
+        return self._settings.address
+
+    async def close(self) -> None:
+        """Close what is open, then the connection."""
+        for item in list(self._open):
+            await item.close()
+        for channel in self._channels.values():
+            await channel.close()
+
+    async def wait_ready(self, timeout_s: float = 60.0, *, policy: str = "", version: str = "") -> None:
+        """Wait until the server answers and, where `policy` is given, until that version can be opened."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            left_s = max(0.05, min(self._settings.timeout_s, deadline - time.monotonic()))
+            try:
+                if policy:
+                    await self._unary(self._stub.GetPolicy, ps.GetPolicyRequest(policy=policy, version=version), left_s)
+                else:
+                    await self._unary(self._stub.ListPolicies, ps.ListPoliciesRequest(), left_s)
+            except (ServerUnavailableError, TimeoutExceededError, NotFoundError) as error:
+                if time.monotonic() + _READY_POLL_S > deadline:
+                    raise TimeoutExceededError(f"{self.address} is not ready after {timeout_s:g} s: {error}") from error
+                await asyncio.sleep(_READY_POLL_S)
+            else:
+                return
+
+    async def list_policies(self, name_prefix: str = "", *, timeout_s: float | None = None) -> list[PolicyInfo]:
+        """Return every policy version that is ready to open, by name, newest first."""
+        response = await self._unary(
+            self._stub.ListPolicies, ps.ListPoliciesRequest(name_prefix=name_prefix), timeout_s
+        )
+        return [PolicyInfo.from_proto(policy) for policy in response.policies]
+
+    async def get_policy(self, name: str, version: str = "", *, timeout_s: float | None = None) -> PolicyInfo:
+        """Return one policy version; without a version or an alias, the newest."""
+        request = ps.GetPolicyRequest(policy=name, version=version)
+        response = await self._unary(self._stub.GetPolicy, request, timeout_s)
+        return PolicyInfo.from_proto(response.policy)
+
+    def play(
+        self,
+        policy: str,
+        *,
+        version: str = "",
+        version_policy: VersionPolicy = VersionPolicy.PINNED,
+        pace: Pace = Pace.LOCKSTEP,
+        seed: int | None = None,
+        sampling: Sampling | None = None,
+        instruction: str = "",
+        extras: Extras | None = None,
+        rate_hz: float = 0.0,
+        episode_id: int = 0,
+        consent: Consent | None = None,
+        resume: bool = True,
+        timeout_s: float | None = None,
+    ) -> Session:
+        """Return a session that ``async with``, or ``await``, opens.
+
+        Args:
+            policy: Its name.
+            version: Version or alias; empty: the newest.
+            version_policy: Whether newer weights may be taken during the session.
+            pace: Whether the game waits for the answer.
+            seed: Seed of the sampling; None: the server draws one.
+            sampling: How actions are drawn; None: sampled at temperature 1.
+            instruction: For policies that take one.
+            extras: What is wanted besides the action.
+            rate_hz: Steps a second that will be sent; 0: the policy's rate.
+            episode_id: Id of the first episode.
+            consent: What operators may see; None: nothing.
+            resume: Whether to resume by itself after a lost stream.
+            timeout_s: Longest wait for any answer of this session; None: the client's own.
+        """
+        opening = open_message(
+            policy,
+            version=version,
+            version_policy=version_policy,
+            pace=pace,
+            seed=seed,
+            sampling=sampling,
+            instruction=instruction,
+            extras=extras,
+            rate_hz=rate_hz,
+            episode_id=episode_id,
+            consent=consent,
+        )
+        return self._session(opening, resume, timeout_s)
+
+    def resume(
+        self, token: bytes, *, pace: Pace = Pace.LOCKSTEP, resume: bool = True, timeout_s: float | None = None
+    ) -> Session:
+        """Return a session, to be opened as by :meth:`play`, that goes on with one whose stream was lost or detached.
+
+        Args:
+            token: `Session.resume_token`.
+            pace: The session's pace; the server knows it, this side has to be told.
+            resume: Whether to resume by itself when the stream is lost again.
+            timeout_s: Longest wait for any answer of this session; None: the client's own.
+        """
+        return self._session(ps.Open(resume_token=token, pace=pace.value), resume, timeout_s)
+
+    def rollout(
+        self,
+        policy: str,
+        num_envs: int,
+        *,
+        version: str = "",
+        seed: int | None = None,
+        sampling: Sampling | None = None,
+        extras: Extras | None = None,
+        timeout_s: float | None = None,
+    ) -> Rollout:
+        """Return a rollout of `num_envs` environments, all in lockstep on one version, opened as by :meth:`play`."""
+        core = RolloutCore(
+            policy,
+            num_envs,
+            version=version,
+            seed=seed,
+            sampling=sampling,
+            extras=extras,
+            codecs=self._settings.codecs,
+            client=self._settings.client_info(),
+        )
+        rollout = Rollout(
+            self._stub.Rollout,
+            core,
+            metadata=self._settings.metadata(),
+            timeout_s=self._settings.timeout_s if timeout_s is None else timeout_s,
+            on_close=self._open.discard,
+        )
+        self._open.add(rollout)
+        return rollout
+
+    def _session(self, opening: ps.Open, resume: bool, timeout_s: float | None) -> Session:
+        session = Session(
+            lambda address: self._dial(address).Play,
+            SessionCore(opening, self._settings.codecs, self._settings.client_info()),
+            metadata=self._settings.metadata(),
+            timeout_s=self._settings.timeout_s if timeout_s is None else timeout_s,
+            resume=resume,
+            on_close=self._open.discard,
+        )
+        self._open.add(session)
+        return session
+
+    def _dial(self, address: str | None) -> PolicyServiceStub:
+        target = address or self._settings.address
+        if target not in self._channels:
+            credentials, options = self._settings.credentials(), self._settings.options()
+            self._channels[target] = (
+                grpc.aio.insecure_channel(target, options)
+                if credentials is None
+                else grpc.aio.secure_channel(target, credentials, options)
+            )
+        return PolicyServiceStub(self._channels[target])
+
+    async def _unary(self, method: Callable[..., Any], request: Any, timeout_s: float | None) -> Any:
+        limit = self._settings.timeout_s if timeout_s is None else timeout_s
+        try:
+            return await method(request, timeout=limit, metadata=self._settings.metadata())
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
