@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from importlib.metadata import entry_points, version
 from typing import Protocol, cast
 
@@ -49,13 +50,22 @@ def build_parser() -> argparse.ArgumentParser:
         try:
             command = cast(Command, entry.load())
         except ImportError as error:
-            # One broken package must not take the others' commands with it.
-            commands.add_parser(entry.name, help=f"(cannot be loaded: {error})")
+            # One broken package must not take the others' commands with it; the error is shown to who calls it.
+            broken = commands.add_parser(entry.name, help=f"(cannot be loaded: {error})")
+            broken.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+            broken.set_defaults(run=_raiser(error))
             continue
         sub = commands.add_parser(entry.name, help=command.SUMMARY, description=command.SUMMARY)
         command.configure(sub)
         sub.set_defaults(run=command.run)
     return parser
+
+
+def _raiser(error: ImportError) -> Callable[[argparse.Namespace], int]:
+    def run(args: argparse.Namespace) -> int:
+        raise error
+
+    return run
 
 
 def main(argv: list[str] | None = None) -> int:

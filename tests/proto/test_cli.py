@@ -80,6 +80,33 @@ def test_a_missing_extra_says_the_pip_command(register, capsys, module: str, ext
     assert repr(module) in error
 
 
+def broken(name: str) -> SimpleNamespace:
+    def load() -> None:
+        raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+
+    return SimpleNamespace(name="serve", load=load)
+
+
+def test_a_command_that_cannot_be_loaded_leaves_the_others_alone(monkeypatch, capsys) -> None:
+    fine = SimpleNamespace(name="train", load=Fake)
+    monkeypatch.setattr(cli, "entry_points", lambda group: [fine, broken("fastapi")])
+    assert cli.main(["train", "--status", "3"]) == 3
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["--help"])
+    assert stopped.value.code == 0
+    assert "cannot be loaded" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [[], ["models", "--port", "1"]])
+def test_a_command_that_cannot_be_loaded_says_why_when_it_is_called(monkeypatch, capsys, arguments) -> None:
+    monkeypatch.setattr(cli, "entry_points", lambda group: [broken("fastapi")])
+    assert cli.main(["serve", *arguments]) == 2
+    assert "pip install 'playserve[serve]'" in capsys.readouterr().err
+    monkeypatch.setattr(cli, "entry_points", lambda group: [broken("our.own")])
+    with pytest.raises(ModuleNotFoundError):
+        cli.main(["serve", *arguments])
+
+
 def test_a_missing_module_of_our_own_is_a_defect_and_is_shown_whole(register) -> None:
     register(train=Fake(ModuleNotFoundError("No module named 'playserve_trainer.x'", name="playserve_trainer.x")))
     with pytest.raises(ModuleNotFoundError):
