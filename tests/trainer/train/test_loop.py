@@ -33,7 +33,7 @@ def _assert_same_weights(a: Policy, b: Policy) -> None:
 
 
 def test_it_learns_and_says_so(make_trainer: MakeTrainer) -> None:
-    trainer = make_trainer(max_steps=120)
+    trainer = make_trainer(max_steps=60, lr=0.05)
     before = trainer.evaluate()
     assert trainer.run()
     assert before is not None
@@ -43,7 +43,7 @@ def test_it_learns_and_says_so(make_trainer: MakeTrainer) -> None:
     losses = [line["loss"] for line in _lines(trainer, "train")]
     assert losses[-1] < losses[0]
     evals = _lines(trainer, "eval")
-    assert [line["step"] for line in evals] == list(range(10, 121, 10))
+    assert [line["step"] for line in evals] == list(range(10, 61, 10))
     assert evals[-1]["held_out_accuracy"] == trainer.last_evaluation.accuracy
     assert trainer.best["loss"] == min(line["held_out_loss"] for line in evals)
 
@@ -73,12 +73,12 @@ def test_the_first_limit_ends_the_run(make_trainer: MakeTrainer) -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_two_runs_of_one_seed_are_equal_bit_for_bit(make_trainer: MakeTrainer, precision: str) -> None:
-    runs = [make_trainer(name, max_steps=20, precision=precision) for name in ("a", "b")]
+    runs = [make_trainer(name, max_steps=10, precision=precision) for name in ("a", "b")]
     for trainer in runs:
         trainer.run()
     _assert_same_weights(runs[0].policy, runs[1].policy)
     assert all(p.dtype == torch.float32 for p in runs[0].policy.parameters())
-    other = make_trainer("c", max_steps=20, precision=precision, seed=1)
+    other = make_trainer("c", max_steps=10, precision=precision, seed=1)
     other.run()
     assert not torch.equal(other.policy.head.weight, runs[0].policy.head.weight)  # type: ignore[union-attr]
 
@@ -91,10 +91,10 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
     def source() -> Any:
         return echo_source(delay=1, carries_state=carries_state)
 
-    settings = {"max_steps": 40, "log_every_steps": 7, "optimizer": optimizer, "weight_decay": 0.1}
+    settings = {"max_steps": 20, "log_every_steps": 7, "optimizer": optimizer, "weight_decay": 0.1}
     whole = make_trainer("whole", source=source(), **settings)
     assert whole.run()
-    for stop_at in (13, 20, 31):
+    for stop_at in (7, 10, 16):
         made: list[Trainer] = []
         resume = bool((whole.out.parent / "parts" / STATE_NAME).exists())
         part = make_trainer(
@@ -106,7 +106,7 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
         assert part.step == stop_at
     torch.manual_seed(12345)  # whatever happened in between
     last = make_trainer("parts", source=source(), resume=True, **settings)
-    assert last.step == 31
+    assert last.step == 16
     assert last.run()
     _assert_same_weights(whole.policy, last.policy)
     assert (last.step, last.samples, last.best) == (whole.step, whole.samples, whole.best)
