@@ -2,8 +2,8 @@
 
 `area-v1` averages the box of source pixels that each target pixel covers, parts of pixels by their part, and rounds
 half up, once, at the end. It is two banded matrix products, rows first, then columns, with integer weights: between n
-source and m target pixels each weight is the overlap in units of 1/m pixel, so that the weights of a target pixel add up
-to n. Every sum is an integer that its floating-point type holds exactly (rows below 2**24 in float32, columns below
+source and m target pixels each weight is the overlap in units of 1/m pixel, so that the weights of a target pixel add
+up to n. Every sum is an integer that its floating-point type holds exactly (rows below 2**24 in float32, columns below
 2**53 in float64), so the result is the same bit for bit on every machine and in any order of summation.
 
 It only makes images smaller or keeps them. There is no other id yet, and an id never changes its meaning.
@@ -57,7 +57,8 @@ def _area(frame: Image, height: int, width: int) -> Image:
     turned = tall.reshape(height, source_width, -1).transpose(1, 0, 2).reshape(source_width, -1)
     total = _average(turned, width, np.float64).reshape(width, height, -1).transpose(1, 0, 2).astype(np.int64)
     area = source_height * source_width
-    return ((2 * total + area) // (2 * area)).astype(np.uint8).reshape(height, width, *frame.shape[2:])
+    mean: Image = ((2 * total + area) // (2 * area)).astype(np.uint8)
+    return mean.reshape(height, width, *frame.shape[2:])
 
 
 def _average(rows: npt.NDArray[Any], target: int, dtype: type[np.floating[Any]]) -> npt.NDArray[Any]:

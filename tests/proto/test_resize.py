@@ -1,0 +1,68 @@
+"""The one resize: exact, deterministic, and what OpenCV calls INTER_AREA."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from playserve.errors import BadSettingError, ShapeMismatchError
+from playserve.resize import AREA_V1, RESIZES, resize
+
+
+def exact_mean(frame, height, width, i, j):
+    """The definition, in rational numbers, rounded half up."""
+    total = Fraction(0)
+    scale_y, scale_x = Fraction(frame.shape[0], height), Fraction(frame.shape[1], width)
+    for y in range(frame.shape[0]):
+        wy = min((i + 1) * scale_y, y + 1) - max(i * scale_y, y)
+        for x in range(frame.shape[1]):
+            wx = min((j + 1) * scale_x, x + 1) - max(j * scale_x, x)
+            if wy > 0 and wx > 0:
+                total += wy * wx * int(frame[y, x])
+    return int(total / (scale_y * scale_x) + Fraction(1, 2))
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_it_is_the_exact_area_mean(data):
+    source = data.draw(st.tuples(st.integers(1, 9), st.integers(1, 9)))
+    target = data.draw(st.tuples(st.integers(1, source[0]), st.integers(1, source[1])))
+    frame = np.random.default_rng(data.draw(st.integers(0, 999))).integers(0, 256, source, dtype=np.uint8)
+    small = resize(frame, *target)
+    want = [[exact_mean(frame, *target, i, j) for j in range(target[1])] for i in range(target[0])]
+    assert small.tolist() == want
+
+
+@pytest.mark.parametrize(
+    ("source", "target"), [((210, 160), (84, 84)), ((240, 320), (84, 84)), ((480, 640), (192, 192))]
+)
+def test_it_is_opencvs_area_to_one_level(source, target):
+    cv2 = pytest.importorskip("cv2")
+    frame = np.random.default_rng(0).integers(0, 256, (*source, 3), dtype=np.uint8)
+    theirs = cv2.resize(frame, target[::-1], interpolation=cv2.INTER_AREA)
+    ours = resize(frame, *target, AREA_V1)
+    assert ours.shape == (*target, 3)
+    assert np.abs(ours.astype(int) - theirs).max() <= 1
+
+
+def test_extremes_stay_extremes_and_the_same_size_stays_the_same():
+    assert (resize(np.full((16384, 3), 255, np.uint8), 7, 2) == 255).all()
+    frame = np.random.default_rng(0).integers(0, 256, (7, 5, 3), dtype=np.uint8)
+    assert (resize(frame, 7, 5) == frame).all()
+
+
+def test_what_it_does_not_do_is_an_error():
+    frame = np.zeros((8, 8, 3), np.uint8)
+    with pytest.raises(BadSettingError, match="bicubic.*area-v1"):
+        resize(frame, 4, 4, "bicubic")
+    with pytest.raises(ShapeMismatchError):
+        resize(frame, 9, 8)
+    with pytest.raises(ShapeMismatchError):
+        resize(frame, 0, 8)
+    with pytest.raises(ShapeMismatchError):
+        resize(frame.astype(np.float32), 4, 4)  # type: ignore[arg-type]
+    assert set(RESIZES) == {AREA_V1}
