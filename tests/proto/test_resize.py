@@ -57,7 +57,7 @@ def test_extremes_stay_extremes_and_the_same_size_stays_the_same():
 
 def test_what_it_does_not_do_is_an_error():
     frame = np.zeros((8, 8, 3), np.uint8)
-    with pytest.raises(BadSettingError, match="bicubic.*area-v1"):
+    with pytest.raises(BadSettingError, match=r"bicubic.*area-v1"):
         resize(frame, 4, 4, "bicubic")
     with pytest.raises(ShapeMismatchError):
         resize(frame, 9, 8)

@@ -8,7 +8,7 @@ import struct
 import numpy as np
 import pytest
 from google.protobuf import json_format
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from playserve import specs
@@ -82,11 +82,13 @@ def test_tensor_specs_survive_the_wire(spec: TensorSpec) -> None:
     assert TensorSpec.from_proto(pb.TensorSpec.FromString(spec.to_proto().SerializeToString())) == spec
 
 
+@settings(max_examples=50)
 @given(policies)
 def test_policy_specs_survive_the_wire(spec: PolicySpec) -> None:
     assert PolicySpec.from_proto(pb.PolicySpec.FromString(spec.to_proto().SerializeToString())) == spec
 
 
+@settings(max_examples=50)
 @given(policies)
 def test_policy_specs_survive_the_manifest(spec: PolicySpec) -> None:
     assert PolicySpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
