@@ -33,16 +33,21 @@ class AtariSettings:
         epsilon: Probability that a step executes a uniformly random action; the label is the expert's all the same.
         stickiness: Probability that an emulator frame repeats the previous action.
         max_steps: Steps after which an episode is cut (truncated).
+        serve_delay: Where the game waits for a serve (Breakout), 0 to this many steps of random actions come first. The
+            expert seldom loses a ball, and without these a learner would see one serve in a thousand steps.
     """
 
     game: str
     epsilon: float = 0.03
     stickiness: float = 0.0
     max_steps: int = MAX_STEPS
+    serve_delay: int = 16
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.epsilon <= 1.0:
             raise BadSettingError(f"epsilon is between 0 and 1, not {self.epsilon}")
+        if self.serve_delay < 0:
+            raise BadSettingError(f"serve_delay is at least 0, not {self.serve_delay}")
 
 
 class AtariRecorder:
@@ -57,8 +62,8 @@ class AtariRecorder:
 
     def record(self, seed: int, on_steps: Callable[[int], None] = lambda _: None) -> Episode:
         """Return the episode of `seed`; `on_steps` is told now and then how many more steps are done."""
-        env, expert, epsilon = self._env, self._expert, self.settings.epsilon
-        noise = np.random.default_rng([_NOISE_STREAM, seed])
+        env, expert = self._env, self._expert
+        noise = _Noise(self.settings, len(env.action_names), seed)
         env.reset(seed=seed)
         expert.reset()
         frames, probes, labels, executed, rewards = [], [], [], [], []
@@ -66,7 +71,7 @@ class AtariRecorder:
         while not (terminated or truncated):
             ram = env.ram()
             label = expert.act(ram)
-            action = int(noise.integers(len(env.action_names))) if noise.random() < epsilon else label
+            action = noise.action(label, serving=expert.serving(ram))
             frames.append(env.single_frame())
             probes.append(ram)
             labels.append(label)
@@ -88,12 +93,12 @@ class AtariRecorder:
             frame_skip=env.frame_skip,
             stickiness=env.stickiness,
             noops=env.noops,
-            epsilon=epsilon,
+            epsilon=self.settings.epsilon,
             expert=expert.name,
             expert_version=expert.version,
             packages={name: version(name) for name in ("playserve", "ale-py", "opencv-python-headless", "numpy")},
             recorded_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            extra={"max_steps": env.max_steps},
+            extra={"max_steps": env.max_steps, "serve_delay": self.settings.serve_delay},
         )
         return Episode(
             meta=meta,
@@ -103,3 +108,26 @@ class AtariRecorder:
             executed=np.array(executed, np.int16),
             reward=np.array(rewards, np.float32),
         )
+
+
+class _Noise:
+    """Decides where an episode executes a random action, as a function of its seed."""
+
+    def __init__(self, settings: AtariSettings, actions: int, seed: int) -> None:
+        self._epsilon = settings.epsilon
+        self._serve_delay = settings.serve_delay
+        self._actions = actions
+        self._random = np.random.default_rng([_NOISE_STREAM, seed])
+        self._delay: int | None = None
+
+    def action(self, label: int, *, serving: bool) -> int:
+        """Return the action to execute where the expert chose `label`."""
+        if not serving:
+            self._delay = None
+        elif self._delay is None:
+            self._delay = int(self._random.integers(self._serve_delay + 1))
+        if self._delay:
+            self._delay -= 1
+            # Any action but the expert's.
+            return (label + 1 + int(self._random.integers(self._actions - 1))) % self._actions
+        return int(self._random.integers(self._actions)) if self._random.random() < self._epsilon else label

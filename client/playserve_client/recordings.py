@@ -7,8 +7,8 @@ damage later. T is the number of steps; step t is one decision of the agent.
 =========  =========  ===========  ====================================================================
 array      dtype      shape        meaning
 =========  =========  ===========  ====================================================================
-executed   int16      [T]          index of the action that was sent to the game
-label      int16      [T]          index of the action that the expert chose; differs where noise struck
+executed   int16      [T]          index of the action that was sent to the game; -1: unknown
+label      int16      [T]          index of the action that the expert chose; -1: unknown
 reward     float32    [T]          unclipped reward of the step
 probes     uint8      [T, P]       inner state that no learner may see (Atari: the 128 bytes of RAM)
 frames     uint8      [T, 84, 84]  Atari only: the single frame on which ``label[t]`` was chosen
@@ -38,14 +38,17 @@ from numpy.typing import NDArray
 from playserve.errors import DataLossError
 
 __all__ = [
-    "FORMAT_VERSION", "REQUIRED_ARRAYS", "Episode", "EpisodeMeta", "episode_path", "list_episodes", "read_episode",
-    "read_meta", "stack_frames", "write_episode",
+    "FORMAT_VERSION", "REQUIRED_ARRAYS", "UNKNOWN", "Episode", "EpisodeMeta", "episode_path", "list_episodes",
+    "read_episode", "read_meta", "stack_frames", "write_episode",
 ]  # fmt: skip
 
 FORMAT_VERSION = 1
 
 #: dtype of the arrays that every episode of every game has; all are [T, ...].
 REQUIRED_ARRAYS: dict[str, str] = {"executed": "int16", "label": "int16", "reward": "float32", "probes": "uint8"}
+
+#: Stands in `label` or `executed` where nobody knows the action.
+UNKNOWN = -1
 
 _META = "meta"
 # A fixed date: the same episode is the same bytes.
@@ -135,6 +138,10 @@ class Episode:
                 raise ValueError(f"array {name!r} is {array.dtype}, not {wanted}")
             if array.ndim < 1 or array.shape[0] != meta.steps:
                 raise ValueError(f"array {name!r} has shape {array.shape}, but the episode has {meta.steps} steps")
+            if name in ("label", "executed") and array.size:
+                low, high = int(array.min()), int(array.max())
+                if low < UNKNOWN or high >= len(meta.action_names):
+                    raise ValueError(f"array {name!r} has actions {low} to {high} of {len(meta.action_names)}")
 
     def _array(self, name: str) -> NDArray[Any]:
         try:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from playserve.errors import BadSettingError
+
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from playserve_client.record import Job, Report
 
 __all__ = ["SUMMARY", "configure", "run"]
@@ -38,6 +43,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     atari.add_argument(
         "--max-steps", type=int, default=27_000, help="cut episodes after so many steps (default %(default)s)"
     )
+    atari.add_argument(
+        "--serve-delay",
+        type=int,
+        default=16,
+        help="most random steps before a serve in Breakout, so that serves are learnt (default %(default)s)",
+    )
     stats = actions.add_parser("stats", help="count, check and describe the episodes in a folder")
     stats.add_argument("directory", type=Path)
     stats.add_argument("--json", type=Path, help="write the same as JSON to this file")
@@ -63,6 +74,7 @@ def _record_atari(args: argparse.Namespace) -> int:
         "epsilon": args.epsilon,
         "stickiness": args.stickiness,
         "max_steps": args.max_steps,
+        "serve_delay": args.serve_delay,
     }
     AtariSettings(**settings)
     expert = make_expert(args.game)
@@ -80,6 +92,7 @@ def _record_atari(args: argparse.Namespace) -> int:
             "epsilon": args.epsilon,
             "stickiness": args.stickiness,
             "extra.max_steps": args.max_steps,
+            "extra.serve_delay": args.serve_delay,
             "expert": expert.name,
             "expert_version": expert.version,
         },
@@ -139,4 +152,50 @@ def _print_report(job: Job, report: Report) -> None:
 
 
 def _stats(args: argparse.Namespace) -> int:
-    raise NotImplementedError
+    from rich.console import Console
+
+    from playserve_client.recording_stats import collect_stats
+
+    if not args.directory.is_dir():
+        raise BadSettingError(f"there is no folder {args.directory}")
+    with _file_progress() as on_file:
+        games, damaged = collect_stats(args.directory, on_file)
+    described = [game.to_json() for game in games]
+    if args.json is not None:
+        args.json.write_text(
+            json.dumps({"games": described, "damaged": [str(path) for path in damaged]}, indent=2) + "\n"
+        )
+    console = Console()
+    for game in described:
+        console.print(_stats_table(game))
+    if not games:
+        console.print(f"no whole episode under {args.directory}", soft_wrap=True)
+    for path in damaged:
+        console.print(f"damaged: {path}", soft_wrap=True)
+    return 1 if damaged else 0
+
+
+def _stats_table(game: Mapping[str, Any]) -> Table:
+    from rich.table import Table
+
+    frames = game["frames"]
+    quartiles = ", ".join(f"{score:g}" for score in game["score_quartiles"])
+    table = Table(title=f"{game['env']} {game['game']}", show_header=False)
+    table.add_row("episodes", f"{game['episodes']} ({game['truncated']} cut)")
+    table.add_row("frames", f"{frames:,}")
+    table.add_row("mean score", f"{game['score_mean']:.1f}")
+    table.add_row("lowest, quartiles, highest", f"{game['score_min']:g}; {quartiles}; {game['score_max']:g}")
+    for name, count in game["labels"].items():
+        executed = game["executed"][name]
+        table.add_row(f"label {name}", f"{count:,} ({count / frames:.2%}), executed {executed:,}")
+    table.add_row("executed is not the label", f"{game['differing']:,} ({game['differing'] / frames:.2%})")
+    return table
+
+
+@contextmanager
+def _file_progress() -> Iterator[Callable[[int], None]]:
+    from rich.progress import Progress
+
+    with Progress(transient=True) as bar:
+        task = bar.add_task("reading episodes", total=None)
+        yield lambda files: bar.update(task, total=files, advance=1)

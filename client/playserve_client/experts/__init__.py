@@ -37,6 +37,9 @@ class Expert(Protocol):
     def act(self, ram: NDArray[np.uint8]) -> int:
         """Return an index of the game's minimal action set for `ram`, uint8 [128]."""
 
+    def serving(self, ram: NDArray[np.uint8]) -> bool:
+        """Return whether the game waits for the expert, and nothing is lost by letting it wait."""
+
 
 def make_expert(game: str) -> Expert:
     """Return a new expert of the Atari game `game`."""

@@ -53,13 +53,17 @@ class BreakoutExpert:
         self._score = (0, 0)
         self._dry = 0
 
+    def serving(self, ram: NDArray[np.uint8]) -> bool:
+        """Return whether there is no ball."""
+        return bool(ram[_BALL_Y] == 0)
+
     def act(self, ram: NDArray[np.uint8]) -> int:
         """Return the action for `ram`, uint8 [128]."""
         self._observe_paddle(float(ram[_PADDLE]))
         score = (int(ram[_SCORE[0]]), int(ram[_SCORE[1]]))
         self._dry = self._dry + 1 if score == self._score else 0
         self._score = score
-        if ram[_BALL_Y] == 0:
+        if self.serving(ram):
             return _FIRE
         # A ball that falls into a cycle is broken out of it by being hit elsewhere on the paddle.
         center = _CENTERS[self._dry // _DRY_STEPS % len(_CENTERS)]

@@ -51,6 +51,10 @@ class FreewayExpert:
     def reset(self) -> None:
         """Forget the last episode; this expert remembers nothing."""
 
+    def serving(self, ram: NDArray[np.uint8]) -> bool:
+        """Return False: the traffic never waits."""
+        return False
+
     def act(self, ram: NDArray[np.uint8]) -> int:
         """Return the action for `ram`, uint8 [128]."""
         cars = ram[_RAM_CARS : _RAM_CARS + len(_SPEEDS)].astype(int) % _WIDTH

@@ -54,6 +54,10 @@ class PongExpert:
         self._score = (0, 0)
         self._dry = 0
 
+    def serving(self, ram: NDArray[np.uint8]) -> bool:
+        """Return False: the game serves by itself."""
+        return False
+
     def act(self, ram: NDArray[np.uint8]) -> int:
         """Return the action for `ram`, uint8 [128]."""
         self._observe_paddle(float(ram[_PADDLE]), float(ram[_READING]))
