@@ -175,7 +175,8 @@ class InferenceCore:
         seed = secrets.randbits(63) if request.seed is None else request.seed
         session.slots = [Slot(lease, session, row, request.episode_id, seed) for row, lease in enumerate(leases)]
         self._sessions[session.session_id] = session
-        self._by_token[session.resume_token] = session
+        if not session.rollout:  # a rollout's environments end with its stream
+            self._by_token[session.resume_token] = session
         self._live_open += session.live
         request.policy.sessions += 1
         self.metrics.opened(session)
@@ -191,7 +192,7 @@ class InferenceCore:
             slot.queue.clear()
             slot.lease.pool.release(slot.lease)
         del self._sessions[session.session_id]
-        del self._by_token[session.resume_token]
+        self._by_token.pop(session.resume_token, None)
         self._live_open -= session.live
         session.policy.sessions -= 1
         self.metrics.ended(session, reason)

@@ -263,19 +263,19 @@ class Slot:
             while self.queue:
                 old = self.queue.pop()
                 frame.inputs = _merge(policy, old.inputs, frame.inputs)
-                # Executed actions are never dropped: the newest known one stands.
-                if frame.executed is None:
-                    frame.executed = old.executed
-                self._inherit_seed(old, frame)
+                self._inherit(old, frame)
                 self._drop(old)
         else:
             while len(self.queue) >= rule.catch_up_frames:
                 old = self.queue.popleft()
-                self._inherit_seed(old, self.queue[0] if self.queue else frame)
+                self._inherit(old, self.queue[0] if self.queue else frame)
                 self._drop(old)
 
     @staticmethod
-    def _inherit_seed(old: Frame, heir: Frame) -> None:
+    def _inherit(old: Frame, heir: Frame) -> None:
+        """Hand on what must not be lost with a dropped frame: what was executed before it, and its episode's seed."""
+        if heir.executed is None:
+            heir.executed = old.executed
         if heir.episode_seed is None and heir.episode_id == old.episode_id:
             heir.episode_seed = old.episode_seed
 
