@@ -1,6 +1,7 @@
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import fsspec
 import pytest
@@ -136,6 +137,24 @@ def test_concurrent_publishers_each_get_a_version(
         versions = list(pool.map(publish, range(24)))
     assert sorted(map(int, versions)) == list(range(1, 25))
     assert all(is_complete(tmp_path / "store" / "pong" / version) for version in versions)
+
+
+def test_a_number_is_taken_once_whoever_comes_at_the_same_instant(tmp_path: Path) -> None:
+    """The window of a claim that looks and then writes is microseconds: too small for whole publications to hit."""
+    rounds, claimants = 100, 8
+    together = Barrier(claimants)
+    stores = [CheckpointStore(tmp_path / "store") for _ in range(claimants)]
+
+    def claim(store: CheckpointStore) -> list[Entry]:
+        entries = []
+        for i in range(rounds):
+            together.wait(timeout=60)
+            entries.append(Entry(f"pong{i}", store._claim(f"pong{i}")))
+        return entries
+
+    with ThreadPoolExecutor(claimants) as pool:
+        entries = [entry for part in pool.map(claim, stores) for entry in part]
+    assert len(set(entries)) == rounds * claimants
 
 
 def test_concurrent_setters_of_aliases_lose_none(folder_store: CheckpointStore, checkpoint: Path) -> None:

@@ -2,7 +2,8 @@
 
 ::
 
-    <root>/<policy>/<version>/.claim              made first, exclusively: the version's number is taken
+    <root>/<policy>/<version>/                    made first, exclusively: the version's number is taken
+    <root>/<policy>/<version>/.claim              the same in a bucket, which has no folders
     <root>/<policy>/<version>/model.safetensors
     <root>/<policy>/<version>/manifest.json       made last: without it the version is not there
     <root>/<policy>/aliases.json                  optional: {"alias": "version"}
@@ -59,8 +60,9 @@ class CheckpointStore:
     def publish(self, policy: str, directory: str | Path) -> str:
         """Copy the checkpoint in `directory` into the store and return its version, the next free integer.
 
-        Publishers may run at once: each gets its own version. (Of buckets this holds where fsspec's driver writes
-        with mode="create" exclusively, as s3fs and gcsfs do.)
+        Publishers to a local folder may run at once: each gets its own version. To a bucket they may where the fsspec
+        driver makes mode="create" exclusive, as s3fs does from 2025.7; fsspec's own default looks first and then
+        writes, so there two publishers at the same instant could take one number.
 
         Raises:
             BadSettingError: The name is not one.
@@ -193,17 +195,23 @@ class CheckpointStore:
         return f"{self._root}/{check_policy_name(policy)}/{version}"
 
     def _claim(self, policy: str) -> str:
-        """Take the next number: exclusive creation of a file decides between publishers."""
+        """Take the next free number; exclusive creation decides between publishers."""
         number = max((int(name) for name in self._children(policy) if _is_version(name)), default=0)
         while True:
             number += 1
-            folder = self._folder(policy, str(number))
-            self._fs.makedirs(folder, exist_ok=True)
-            try:
-                self._fs.pipe_file(f"{folder}/{_CLAIM_NAME}", uuid.uuid4().hex.encode(), mode="create")
-            except FileExistsError:
-                continue
-            return str(number)
+            with contextlib.suppress(FileExistsError):
+                self._create_exclusively(self._folder(policy, str(number)))
+                return str(number)
+
+    def _create_exclusively(self, folder: str) -> None:
+        """Make a version's folder, or raise FileExistsError: of many callers, one makes it."""
+        if self._local:
+            # Not through fsspec, whose exclusive creation on a disk is a look and then a write.
+            path = Path(folder)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.mkdir()
+        else:
+            self._fs.pipe_file(f"{folder}/{_CLAIM_NAME}", uuid.uuid4().hex.encode(), mode="create")
 
     def _policies(self) -> Sequence[str]:
         names = []
