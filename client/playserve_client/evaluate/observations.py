@@ -1,0 +1,181 @@
+"""What an environment shows and takes, whether that is what the policy wants, and the shared memory it goes through."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing import shared_memory
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from playserve.errors import (
+    BadActionError,
+    BadSettingError,
+    DTypeMismatchError,
+    InputMissingError,
+    InputUnknownError,
+    ShapeMismatchError,
+)
+from playserve.specs import DTYPES, DiscreteActionSpec, PolicySpec
+
+__all__ = ["EnvSpec", "SharedRows", "match_inputs"]
+
+# Each input begins at a multiple of this many bytes.
+_ALIGN = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnvSpec:
+    """Observations and actions of an environment.
+
+    Attributes:
+        inputs: (dtype name, shape) of each observation array by name; the name is "" where there is but one array.
+        num_actions: Number of discrete actions.
+        first_action: The environment's own number of action 0.
+        action_names: Names by index, or empty.
+    """
+
+    inputs: Mapping[str, tuple[str, tuple[int, ...]]]
+    num_actions: int
+    first_action: int = 0
+    action_names: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, env: Any) -> EnvSpec:
+        """Return the spec of a Gymnasium environment; BadSettingError where it cannot be evaluated."""
+        space, actions = getattr(env, "observation_space", None), getattr(env, "action_space", None)
+        parts = getattr(space, "spaces", None)
+        named = dict(parts.items()) if isinstance(parts, Mapping) else {"": space}
+        inputs = {}
+        for name, part in named.items():
+            dtype, shape = getattr(part, "dtype", None), getattr(part, "shape", None)
+            if dtype is None or shape is None or np.dtype(dtype).name not in DTYPES:
+                raise BadSettingError(
+                    f"observation {name or 'space'} is {part}; wanted arrays of {', '.join(DTYPES)}, alone or in a Dict"
+                )
+            inputs[str(name)] = (np.dtype(dtype).name, tuple(int(dim) for dim in shape))
+        if not hasattr(actions, "n"):
+            raise BadSettingError(f"the action space is {actions}; wanted Discrete")
+        count, first = int(actions.n), int(getattr(actions, "start", 0))  # type: ignore[union-attr]
+        names = tuple(getattr(env, "action_names", ()))
+        return cls(inputs=inputs, num_actions=count, first_action=first, action_names=names)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON value."""
+        inputs = {name: [dtype, list(shape)] for name, (dtype, shape) in self.inputs.items()}
+        return {
+            "inputs": inputs,
+            "num_actions": self.num_actions,
+            "first_action": self.first_action,
+            "action_names": list(self.action_names),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> EnvSpec:
+        """Return the spec of a JSON value."""
+        inputs = {name: (dtype, tuple(shape)) for name, (dtype, shape) in value["inputs"].items()}
+        return cls(**{**value, "inputs": inputs, "action_names": tuple(value["action_names"])})
+
+
+def match_inputs(env: EnvSpec, policy: PolicySpec) -> dict[str, str]:
+    """Return the environment's observation name of each policy input; a typed error where they do not fit.
+
+    An environment may show more than the policy takes. A single array is the policy's one required input.
+    """
+    if not isinstance(policy.action, DiscreteActionSpec) or policy.action.n != env.num_actions:
+        came = f"{policy.action.n} actions" if isinstance(policy.action, DiscreteActionSpec) else "desktop actions"
+        raise BadActionError(f"policy {policy.name!r} has {came}; the environment takes {env.num_actions}")
+    required = [spec.name for spec in policy.inputs if not spec.optional]
+    names = {name: name for name in env.inputs}
+    if set(env.inputs) == {""}:
+        if len(required) != 1:
+            raise InputMissingError(f"the environment shows one array; policy {policy.name!r} takes {required}")
+        names = {required[0]: ""}
+    matched = {}
+    for spec in policy.inputs:
+        if spec.name not in names:
+            if spec.optional:
+                continue
+            raise InputMissingError(
+                f"policy {policy.name!r} takes input {spec.name!r}; the environment shows {sorted(env.inputs)}"
+            )
+        dtype, shape = env.inputs[names[spec.name]]
+        if dtype != spec.dtype:
+            raise DTypeMismatchError(
+                f"input {spec.name!r}: the environment shows {dtype}, the policy takes {spec.dtype}"
+            )
+        fits = len(shape) == len(spec.shape) and all(w in (-1, d) for d, w in zip(shape, spec.shape, strict=True))
+        if not fits:
+            raise ShapeMismatchError(
+                f"input {spec.name!r}: the environment shows {list(shape)}, the policy takes {list(spec.shape)}"
+            )
+        matched[spec.name] = names[spec.name]
+    if not matched:
+        raise InputUnknownError(
+            f"policy {policy.name!r} takes nothing that the environment shows: {sorted(env.inputs)}"
+        )
+    return matched
+
+
+class SharedRows:
+    """One array [rows, *shape] for each observation, in memory that the workers write and the parent reads.
+
+    A row belongs to its worker while the environment steps, and to the parent from the report that it is ready until
+    its action is sent. The parent makes it (`create`) and destroys it; workers `attach`.
+    """
+
+    def __init__(self, memory: shared_memory.SharedMemory, spec: EnvSpec, rows: int) -> None:
+        self._memory = memory
+        self.arrays: dict[str, NDArray[Any]] = {}
+        for name, (offset, dtype, shape) in _layout(spec, rows)[0].items():
+            self.arrays[name] = np.ndarray((rows, *shape), dtype, memory.buf, offset)
+
+    @classmethod
+    def create(cls, spec: EnvSpec, rows: int) -> SharedRows:
+        """Return new memory."""
+        return cls(shared_memory.SharedMemory(create=True, size=_layout(spec, rows)[1]), spec, rows)
+
+    @classmethod
+    def attach(cls, name: str, spec: EnvSpec, rows: int) -> SharedRows:
+        """Return the memory that the parent made."""
+        return cls(shared_memory.SharedMemory(name=name), spec, rows)
+
+    @property
+    def name(self) -> str:
+        """Return the name to attach to."""
+        return self._memory.name
+
+    def write(self, row: int, observation: Any) -> None:
+        """Copy one observation into its row."""
+        if isinstance(observation, Mapping):
+            for name, array in self.arrays.items():
+                array[row] = observation[name]
+        else:
+            self.arrays[""][row] = observation
+
+    def read(self, name: str, rows: Sequence[int] | NDArray[np.int64]) -> NDArray[Any]:
+        """Return a copy of some rows of one observation, [n, *shape]."""
+        return self.arrays[name][rows]
+
+    def close(self, *, destroy: bool = False) -> None:
+        """Let go of the memory; the parent also destroys it."""
+        self.arrays.clear()
+        with contextlib.suppress(BufferError):
+            self._memory.close()
+        if destroy:
+            with contextlib.suppress(FileNotFoundError):
+                self._memory.unlink()
+
+
+def _layout(spec: EnvSpec, rows: int) -> tuple[dict[str, tuple[int, np.dtype[Any], tuple[int, ...]]], int]:
+    """Return (offset, dtype, shape) by name, and the size of the whole."""
+    offset, layout = 0, {}
+    for name, (dtype_name, shape) in spec.inputs.items():
+        dtype = np.dtype(dtype_name)
+        layout[name] = (offset, dtype, shape)
+        offset += -(-math.prod((rows, *shape)) * dtype.itemsize // _ALIGN) * _ALIGN
+    return layout, max(offset, _ALIGN)

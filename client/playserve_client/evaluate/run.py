@@ -1,0 +1,233 @@
+"""One evaluation from beginning to end: the plan's missing episodes are played, kept, summed up and filmed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from playserve.errors import BadSettingError
+from playserve.settings import Sampling, SamplingMode
+from playserve.specs import Codec, PolicySpec
+from playserve_client.client import PolicyClient
+from playserve_client.evaluate.driver import Callbacks, Driver, PhaseReport, Tags
+from playserve_client.evaluate.journal import Journal, Result, write_json
+from playserve_client.evaluate.plan import Assignment, Settings
+from playserve_client.evaluate.pool import WorkerPool
+from playserve_client.evaluate.progress import ProgressView, show_progress
+from playserve_client.evaluate.report import build_report
+from playserve_client.evaluate.video import record_videos
+from playserve_client.rollout import Rollout
+
+__all__ = ["RunOptions", "evaluate"]
+
+_PHASES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("agent (sampled)", ("sample",)),
+    ("agent (argmax)", ("argmax",)),
+    ("baselines", ("random", "constant", "expert")),
+)
+_ENV_PACKAGES = {"atari": ("ale-py", "opencv-python-headless", "gymnasium", "numpy")}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """What does not change the results.
+
+    Attributes:
+        out: Folder of the run.
+        server: "host:port".
+        version: Version or alias of the policy; empty: the newest, or the one that the folder was begun with.
+        envs: Environments at a time.
+        workers: Worker processes.
+        reconnect_s: How long the server may be away.
+        record: Episodes to film.
+        api_key: Key of the server, if it wants one.
+        tls: Whether to dial with TLS.
+        codecs: Packings to offer.
+        notes: Lines for the report.
+    """
+
+    out: Path
+    server: str = "127.0.0.1:50051"
+    version: str = ""
+    envs: int = 16
+    workers: int = 2
+    reconnect_s: float = 60.0
+    record: int = 0
+    api_key: str | None = None
+    tls: bool = False
+    codecs: tuple[Codec, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class _State:
+    """What a run learns."""
+
+    policy: PolicySpec | None = None
+    phases: dict[str, PhaseReport] = field(default_factory=dict)
+    worker_restarts: int = 0
+    interrupted: bool = False
+    videos: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def evaluate(settings: Settings, options: RunOptions) -> dict[str, Any]:
+    """Play what is missing; return the report, which also lies in ``OUT/results.json``, finished or not.
+
+    Raises:
+        PlayserveError: The server stayed away, the policy does not fit, an environment failed, or the folder holds
+            another run. Finished episodes are kept.
+    """
+    journal, state, started = Journal(options.out), _State(notes=list(options.notes)), time.monotonic()
+    with journal.open(settings, _packages(settings)):
+        if journal.damaged:
+            state.notes.append(f"{journal.damaged} damaged lines of episodes.jsonl; those episodes are played again")
+        failed = True
+        try:
+            _play(settings, options, journal, state)
+            if options.record and not state.interrupted:
+                state.videos, notes = record_videos(settings, journal, options.record)
+                state.notes += notes
+            failed = False
+        except KeyboardInterrupt:
+            state.interrupted, failed = True, False
+        finally:
+            report = _report(settings, options, journal, state, time.monotonic() - started)
+            report["failed"] = failed
+            write_json(options.out / "results.json", report)
+    return report
+
+
+def _play(settings: Settings, options: RunOptions, journal: Journal, state: _State) -> None:
+    rows = {row.key: row for row in settings.rows()}
+    planned = [a for row in rows.values() for a in row.assignments(settings.seed_start, settings.shard)]
+    missing = [a for a in planned if not journal.has(a)]
+    if not missing:
+        return
+    phases = [(name, [a for a in missing if rows[a.row].kind in kinds]) for name, kinds in _PHASES]
+    phases = [(name, queue) for name, queue in phases if queue]
+    most = max(len(queue) for _, queue in phases)
+    with ExitStack() as stack:
+        progress = stack.enter_context(show_progress(len(planned), len(planned) - len(missing)))
+        pool = stack.enter_context(
+            WorkerPool(
+                settings.env,
+                stickiness=rows[missing[0].row].stickiness,
+                rows=min(options.envs, most),
+                workers=options.workers,
+                actions_dir=journal.actions_dir,
+            )
+        )
+        client = stack.enter_context(
+            PolicyClient(options.server, api_key=options.api_key, tls=options.tls, codecs=options.codecs)
+        )
+        tags = Tags()
+        try:
+            for name, queue in phases:
+                progress.phase(name)
+                callbacks = _callbacks(settings, journal, state, progress)
+                opener = _opener(settings, options, journal, client, queue, rows)
+                driver = Driver(
+                    pool, rows, callbacks, tags, open_rollout=opener, reconnect_s=options.reconnect_s
+                )  # fmt: skip
+                state.phases[name] = driver.report
+                driver.play(queue)
+        except KeyboardInterrupt:
+            state.interrupted = True
+        finally:
+            state.worker_restarts = pool.restarts
+
+
+def _callbacks(settings: Settings, journal: Journal, state: _State, progress: ProgressView) -> Callbacks:
+    def opened(spec: PolicySpec) -> None:
+        _check_game(settings, spec)
+        journal.set_version(spec.version)
+        state.policy = spec
+
+    return Callbacks(
+        finished=lambda finished: journal.add(Result.of(finished)),
+        progress=progress.advance,
+        note=progress.note,
+        opened=opened,
+    )
+
+
+def _opener(
+    settings: Settings,
+    options: RunOptions,
+    journal: Journal,
+    client: PolicyClient,
+    queue: Sequence[Assignment],
+    rows: Mapping[str, Any],
+) -> Callable[[int], Rollout] | None:
+    kind = rows[queue[0].row].kind
+    if kind not in ("sample", "argmax"):
+        return None
+    mode = SamplingMode.SAMPLE if kind == "sample" else SamplingMode.ARGMAX
+
+    def open_rollout(num_envs: int) -> Rollout:
+        # Once it is known which version plays, no other may: not after a restart, not in a later run.
+        return client.rollout(
+            settings.policy,
+            num_envs,
+            version=options.version if not journal.version else journal.version,
+            seed=settings.seed_start,
+            sampling=Sampling(mode=mode),
+        )
+
+    return open_rollout
+
+
+def _check_game(settings: Settings, spec: PolicySpec) -> None:
+    trained = spec.environment.get("game", "")
+    if settings.env.is_atari and trained and trained != settings.env.game:
+        raise BadSettingError(f"policy {spec.name!r} was trained for {trained!r}; this is {settings.env.game!r}")
+
+
+def _packages(settings: Settings) -> dict[str, str]:
+    """Return the versions that decide what an episode is."""
+    found = {}
+    for name in _ENV_PACKAGES.get(settings.env.family, ("gymnasium",)):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _report(settings: Settings, options: RunOptions, journal: Journal, state: _State, seconds: float) -> dict[str, Any]:
+    phases = {
+        name: {
+            **asdict(phase),
+            "seconds": round(phase.seconds, 3),
+            "env_steps_per_s": round(phase.steps / phase.seconds, 1) if phase.steps and phase.seconds else None,
+        }
+        for name, phase in state.phases.items()
+    }
+    spec = state.policy
+    extra = {
+        "policy": {
+            "name": settings.policy,
+            "version": journal.version,
+            "server": options.server if settings.policy else "",
+            "spec": None if spec is None else spec.to_json(),
+        },
+        "packages": {**journal.packages, "playserve": version("playserve")},
+        "run": {
+            "envs": options.envs,
+            "workers": options.workers,
+            "seconds": round(seconds, 3),
+            "phases": phases,
+            "reconnects": sum(phase.reconnects for phase in state.phases.values()),
+            "worker_restarts": state.worker_restarts,
+            "interrupted": state.interrupted,
+        },
+        "videos": state.videos,
+        "notes": state.notes,
+    }
+    return build_report(settings, journal.results, extra)
