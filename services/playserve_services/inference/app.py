@@ -150,7 +150,12 @@ class InferenceServer:
         if settings.health_port is not None:
             self.health_port = await self._serve(self._server(), settings.health_port, ())
         if settings.metrics_port is not None:
-            http, thread = start_http_server(settings.metrics_port, settings.host, self.metrics.registry)
+            try:
+                http, thread = start_http_server(settings.metrics_port, settings.host, self.metrics.registry)
+            except OSError as error:
+                raise ServerUnavailableError(
+                    f"cannot serve metrics on {settings.host}:{settings.metrics_port}: {error}"
+                ) from error
             self.metrics_port = http.server_port
             self._exit.callback(thread.join)
             self._exit.callback(http.server_close)

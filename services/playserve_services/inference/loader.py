@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from playserve.errors import NotFoundError, PlayserveError
+from playserve.errors import BadSettingError, NotFoundError, PlayserveError
 from playserve.specs import PolicySpec
 from playserve_services.inference.catalog import Catalog, LoadedPolicy, version_key
 from playserve_services.inference.runtime import TorchRuntime
@@ -128,7 +128,7 @@ class PolicyLoader:
         loop = asyncio.get_running_loop()
         try:
             resolved = await loop.run_in_executor(self._threads, store.resolve, name, version)
-        except NotFoundError:
+        except (NotFoundError, BadSettingError):  # what cannot be a name is nobody's
             return self._catalog.resolve(name, version)  # for its message: what is here
         return await self._load(Entry(name, resolved))
 

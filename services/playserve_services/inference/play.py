@@ -19,12 +19,14 @@ from playserve.errors import (
     MalformedMessageError,
     NotOpenError,
     PlayserveError,
+    SeqNotIncreasingError,
 )
 from playserve.settings import Consent, Sampling, SamplingMode, check_instruction
 from playserve.v1 import policy_service_pb2 as ps
 from playserve.v1 import types_pb2 as pb
 from playserve_services.inference import convert
 from playserve_services.inference.core import InferenceCore, OpenRequest
+from playserve_services.inference.inbox import next_message
 from playserve_services.inference.loader import PolicyLoader
 from playserve_services.inference.outbox import Outbox, abort
 from playserve_services.inference.sessions import Answer, Arrival, Frame, Session
@@ -37,6 +39,15 @@ _log = logging.getLogger(__name__)
 def _settle(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
+
+
+def _check_enums(message: ps.Open) -> None:
+    for name, value, known in (
+        ("pace", message.pace, ps.Pace),
+        ("version_policy", message.version_policy, ps.VersionPolicy),
+    ):
+        if value not in known.values():
+            raise BadSettingError(f"{name} {value}, wanted one of {', '.join(known.keys())}")
 
 
 class PlayStream:
@@ -87,14 +98,16 @@ class PlayStream:
 
     async def _read(self) -> None:
         try:
-            await self._open(await self._context.read())
-            while self._session is not None and not self._session.ended:
+            await self._open(await next_message(self._context))
+            while (session := self._current()) is not None:
                 await self._outbox.room()
-                request = await self._context.read()
-                if request is grpc.aio.EOF:
-                    self._core.close(self._session)
+                request = await next_message(self._context)
+                if self._current() is None:
                     return
-                await self._handle(request)
+                if request is None or request.WhichOneof("message") == "close":
+                    self._core.close(session)  # what comes after it does not count
+                    return
+                await self._handle(session, request)
         except PlayserveError as error:
             self._core.metrics.error("" if self._session is None else self._session.policy.spec.name, error.reason)
             self._outbox.close(error)
@@ -109,8 +122,8 @@ class PlayStream:
     # -- open and resume ------------------------------------------------------------------------------------------
 
     async def _open(self, request: Any) -> None:
-        if request is grpc.aio.EOF or request.WhichOneof("message") != "open":
-            came = "nothing" if request is grpc.aio.EOF else request.WhichOneof("message") or "an empty message"
+        if request is None or request.WhichOneof("message") != "open":
+            came = "nothing" if request is None else request.WhichOneof("message") or "an empty message"
             raise NotOpenError(f"the first message must be Open; {came} came")
         message: ps.Open = request.open
         if message.resume_token:
@@ -118,11 +131,11 @@ class PlayStream:
             self._attach(session)
             idle: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._core.when_idle(session, lambda: _settle(idle))
-            await idle
-            if session.ended:
-                return
-            self._outbox.put(ps.PlayResponse(opened=self._opened(session, resumed=True)))
+            await idle  # an answer that is made meanwhile goes into Opened, not before it
+            if self._current() is not None:
+                self._begin(session, resumed=True)
             return
+        _check_enums(message)
         live = message.pace == ps.PACE_LIVE
         policy = await self._loader.acquire(message.policy, message.version)
         sampling = message.sampling if message.HasField("sampling") else None
@@ -142,16 +155,23 @@ class PlayStream:
             )
         )
         self._attach(session)
-        self._outbox.put(ps.PlayResponse(opened=self._opened(session, resumed=False)))
+        self._begin(session, resumed=False)
 
     def _attach(self, session: Session) -> None:
         self._session = session
         self._attached = True
         self._decoder = Decoder(session.policy.spec.inputs, session.codecs, self._max_message_bytes)
         self._has_jpeg = pb.CODEC_JPEG in session.codecs
-        session.sink = self._answer
         session.on_end = self._ended
+
+    def _current(self) -> Session | None:
+        """Return the session while it is this stream's: not over, and not taken over by a newer stream."""
+        return self._session if self._attached else None
+
+    def _begin(self, session: Session, resumed: bool) -> None:
+        session.sink = self._answer
         session.on_step_error = lambda slot, seq, error: self._outbox.put(convert.step_error(seq, error))
+        self._outbox.put(ps.PlayResponse(opened=self._opened(session, resumed)))
 
     def _ended(self, error: PlayserveError | None) -> None:
         self._attached = False
@@ -181,11 +201,7 @@ class PlayStream:
 
     # -- messages -------------------------------------------------------------------------------------------------
 
-    async def _handle(self, request: ps.PlayRequest) -> None:
-        session = self._session
-        assert session is not None  # noqa: S101 - _open came first
-        if session.ended or session.sink is None:
-            return
+    async def _handle(self, session: Session, request: ps.PlayRequest) -> None:
         self._core.heard(session)
         kind = request.WhichOneof("message")
         seq = 0
@@ -206,8 +222,6 @@ class PlayStream:
                 self._outbox.put(ps.PlayResponse(reset_done=ps.ResetDone(episode_id=request.reset.episode_id)))
             elif kind == "configure":
                 self._configure(session, request.configure)
-            elif kind == "close":
-                self._core.close(session)
             elif kind == "open":
                 raise AlreadyOpenError(f"session {session.session_id} is open already")
             else:
@@ -219,7 +233,7 @@ class PlayStream:
     async def _step(self, session: Session, step: ps.Step) -> None:
         arrived_ns = time.monotonic_ns()
         if step.seq == 0:
-            raise BadSettingError("seq 0; a session's steps are numbered from 1")
+            raise SeqNotIncreasingError("step 0; a session's steps are numbered from 1")
         assert self._decoder is not None  # noqa: S101 - set with the session
         slot = session.slots[0]
         if step.seq == slot.seen_seq and slot.last_answer is not None and slot.last_answer.frame.seq == step.seq:
@@ -228,7 +242,7 @@ class PlayStream:
         if self._has_jpeg and any(tensor.codec == pb.CODEC_JPEG for tensor in step.inputs):
             loop = asyncio.get_running_loop()
             inputs = await loop.run_in_executor(self._decoders, self._decoder.decode_step, step.inputs)
-            if session.ended:
+            if self._current() is None:
                 return
         else:
             inputs = self._decoder.decode_step(step.inputs)

@@ -24,6 +24,7 @@ from playserve.v1 import policy_service_pb2 as ps
 from playserve.v1 import types_pb2 as pb
 from playserve_services.inference import convert
 from playserve_services.inference.core import InferenceCore, OpenRequest
+from playserve_services.inference.inbox import next_message
 from playserve_services.inference.loader import PolicyLoader
 from playserve_services.inference.outbox import Outbox, abort
 from playserve_services.inference.sampling import derive_seed
@@ -69,12 +70,12 @@ class RolloutStream:
 
     async def _read(self) -> None:
         try:
-            await self._open(await self._context.read())
+            await self._open(await next_message(self._context))
             while self._session is not None and not self._session.ended:
                 await self._outbox.room()
-                request = await self._context.read()
-                if request is grpc.aio.EOF:
-                    self._core.close(self._session)
+                request = await next_message(self._context)
+                if request is None or request.WhichOneof("message") == "close":
+                    self._core.close(self._session)  # what comes after it does not count
                     return
                 self._handle(self._session, request)
         except PlayserveError as error:
@@ -87,8 +88,8 @@ class RolloutStream:
             self._outbox.close(EngineFailedError("the server failed; see its log"))
 
     async def _open(self, request: Any) -> None:
-        if request is grpc.aio.EOF or request.WhichOneof("message") != "open":
-            came = "nothing" if request is grpc.aio.EOF else request.WhichOneof("message") or "an empty message"
+        if request is None or request.WhichOneof("message") != "open":
+            came = "nothing" if request is None else request.WhichOneof("message") or "an empty message"
             raise NotOpenError(f"the first message must be RolloutOpen; {came} came")
         message: ps.RolloutOpen = request.open
         if message.num_envs < 1:
@@ -137,8 +138,6 @@ class RolloutStream:
                 self._step(session, request.step)
             elif kind == "ping":
                 self._outbox.put(ps.RolloutResponse(pong=ps.Pong(nonce=request.ping.nonce)))
-            elif kind == "close":
-                self._core.close(session)
             elif kind == "open":
                 raise AlreadyOpenError(f"rollout {session.session_id} is open already")
             else:

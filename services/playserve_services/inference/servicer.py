@@ -74,7 +74,7 @@ class PolicyServicer(policy_service_pb2_grpc.PolicyServiceServicer):
         try:
             policy = await self._loader.acquire(request.policy, request.version)
         except PlayserveError as error:
-            self._core.metrics.error(request.policy, error.reason)
+            self._core.metrics.error("", error.reason)  # a caller's text must not become a label
             await abort(context, error)
             raise
         return ps.GetPolicyResponse(policy=policy.to_proto(self._core.catalog.aliases_of(policy)))
