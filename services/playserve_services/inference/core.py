@@ -319,10 +319,10 @@ class InferenceCore:
             frames = [slot.queue.popleft() for _ in range(count)]
             for older in frames[:-1]:
                 if not older.observe_only:
-                    slot.dropped.append(DroppedStep(older.seq, stale=False, in_memory=True))
+                    slot.dropped.append(DroppedStep(older.seq, stale=False, in_memory=True, ticks=older.ticks))
                     slot.session.frames_dropped += 1
             if frames[-1].budget and now_ns > frames[-1].deadline_ns and not frames[-1].observe_only:
-                slot.dropped.append(DroppedStep(frames[-1].seq, stale=True, in_memory=True))
+                slot.dropped.append(DroppedStep(frames[-1].seq, stale=True, in_memory=True, ticks=frames[-1].ticks))
                 frames[-1].observe_only = True
                 self.metrics.stale(slot.session)
             slot.busy = True
@@ -381,10 +381,10 @@ class InferenceCore:
                     rows.log_probs[index].tolist() if rows.log_probs is not None and frame.settings.log_prob else None,
                     float(rows.values[index]) if rows.values is not None and frame.settings.value else None,
                     {name: array[index] for name, array in rows.outputs.items()},
-                    policy.spec.version, slot.dropped, slot.gap_ticks,
+                    policy.spec.version, slot.dropped,
                     result.started_ns - frame.arrived_ns, result.finished_ns - result.started_ns, size,
                 )  # fmt: skip
-                slot.dropped, slot.gap_ticks = [], 0
+                slot.dropped = []
                 slot.last_answer = answer
                 slot.session.steps += 1
                 answers.setdefault(slot.session.session_id, (slot.session, []))[1].append(answer)

@@ -15,7 +15,7 @@ import torch
 
 from playserve.errors import BadSettingError
 from playserve.specs import DiscreteActionSpec, PolicySpec
-from playserve_services.inference.sampling import BatchSampler, uniforms
+from playserve_services.inference.sampling import BatchSampler
 from playserve_services.inference.slots import SlotPool
 from playserve_trainer.models.policy import UNKNOWN_ACTION, Memory, Policy
 
@@ -128,8 +128,21 @@ class TorchRuntime:
             if -1 in tensor.shape:
                 raise BadSettingError(f"policy {spec.name!r}: input {tensor.name!r} has an open shape {tensor.shape}")
             self._host[tensor.name] = np.zeros((size, *tensor.shape), dtype=tensor.numpy_dtype)
-        # One view a bucket, so that the hot path makes no tensor from numpy.
-        self._staging = {name: torch.from_numpy(array) for name, array in self._host.items()}
+        self._slots = np.zeros(size, dtype=np.int64)
+        self._reset = np.ones(size, dtype=np.bool_)
+        self._executed = np.full((size, self._heads), UNKNOWN_ACTION, dtype=np.int64)
+        # One set of views a batch size, made once: making tensors costs more than a small batch does.
+        self._views: dict[int, tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor]] = {}
+
+    def _staging(self, size: int) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return views of the first `size` staged rows: inputs, slots, reset, executed."""
+        views = self._views.get(size)
+        if views is None:
+            inputs = {name: torch.from_numpy(array[:size]) for name, array in self._host.items()}
+            arrays = (self._slots, self._reset, self._executed)
+            slots, reset, executed = (torch.from_numpy(array[:size]) for array in arrays)
+            views = self._views[size] = inputs, slots, reset, executed
+        return views
 
     def padded(self, rows: int) -> int:
         """See :class:`Runtime`."""
@@ -141,29 +154,29 @@ class TorchRuntime:
         """See :class:`Runtime`."""
         n, size = len(rows), self.padded(len(rows))
         pad = size - n
-        inputs = {}
-        for name, host in self._host.items():
-            for i, row in enumerate(rows):
-                host[i] = row.inputs[name]
-            host[n:size] = 0
-            inputs[name] = self._staging[name][:size].to(self._device)
-        unknown = (UNKNOWN_ACTION,) * self._heads
-        executed_BH = torch.tensor([r.executed or unknown for r in rows] + [unknown] * pad, device=self._device)
-        memory = Memory(
-            self.pool.tensors,
-            torch.tensor([r.slot for r in rows] + [0] * pad, device=self._device),
-            torch.tensor([r.reset for r in rows] + [True] * pad, device=self._device),
-        )
-        u_BH = uniforms([r.seed for r in rows] + [0] * pad, [r.counter for r in rows] + [0] * pad, self._heads)
+        self._stage(rows, size)
+        inputs, slots_B, reset_B, executed_BH = self._staging(size)
+        if self._device.type != "cpu":
+            inputs = {name: tensor.to(self._device) for name, tensor in inputs.items()}
+            slots_B, reset_B = slots_B.to(self._device), reset_B.to(self._device)
+            executed_BH = executed_BH.to(self._device)
         sampler = BatchSampler(
-            u_BH,
+            [r.seed for r in rows] + [0] * pad,
+            [r.counter for r in rows] + [0] * pad,
+            self._heads,
             [r.temperature for r in rows] + [1.0] * pad,
             [r.argmax for r in rows] + [True] * pad,
             self._device,
             want_log_prob,
         )
-        with torch.inference_mode(), torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
-            out = self._policy.step(inputs, executed_BH, memory, sampler)
+        with torch.inference_mode():
+            memory = Memory(self.pool.tensors, slots_B, reset_B)
+            # Entering autocast costs as much as a small batch, even when it is off.
+            if self._autocast:
+                with torch.autocast(self._device.type, torch.bfloat16):
+                    out = self._policy.step(inputs, executed_BH, memory, sampler)
+            else:
+                out = self._policy.step(inputs, executed_BH, memory, sampler)
         log_probs = sampler.log_probs()
         return Rows(
             actions=out.actions_BH[:n].tolist(),
@@ -171,6 +184,21 @@ class TorchRuntime:
             values=None if out.value_B is None else out.value_B[:n].float().cpu().numpy(),
             outputs={name: tensor[:n].cpu().numpy() for name, tensor in out.outputs.items()},
         )
+
+    def _stage(self, rows: Sequence[Row], size: int) -> None:
+        """Copy the rows into the staging arrays; rows from len(rows) on are padding on the scratch slot."""
+        n = len(rows)
+        for name, host in self._host.items():
+            for i, row in enumerate(rows):
+                host[i] = row.inputs[name]
+        self._slots[:n] = [r.slot for r in rows]
+        self._reset[:n] = [r.reset for r in rows]
+        unknown = (UNKNOWN_ACTION,) * self._heads
+        self._executed[:n] = [r.executed or unknown for r in rows]
+        if size > n:
+            for host in self._host.values():
+                host[n:size] = 0
+            self._slots[n:size], self._reset[n:size], self._executed[n:size] = 0, True, UNKNOWN_ACTION
 
     def warm_up(self) -> None:
         """See :class:`Runtime`."""

@@ -50,27 +50,34 @@ class BatchSampler:
     """Draws the actions of one batch; a `playserve_trainer.models.policy.Sampler`.
 
     Args:
-        uniforms_BH: float64 [B, H] from :func:`uniforms`.
+        seeds: B seeds, as :func:`uniforms` takes them; nothing is drawn until the policy asks.
+        counters: B counters.
+        heads: H, number of draws a row.
         temperatures: B temperatures, more than 0; ignored where argmax.
         argmax: B flags: take the most probable action.
         device: Where the logits are.
         want_log_prob: Whether to keep log-probabilities.
     """
 
-    __slots__ = ("_all_argmax", "_any_argmax", "_argmax_B", "_inv_temp_B1", "_log_probs", "_u_BH", "_want")
+    __slots__ = (
+        "_all_argmax", "_argmax_B", "_counters", "_device", "_heads", "_inv_temp_B1", "_log_probs", "_seeds", "_u_BH",
+        "_want",
+    )  # fmt: skip
 
     def __init__(
         self,
-        uniforms_BH: npt.NDArray[np.float64],
+        seeds: Sequence[int],
+        counters: Sequence[int],
+        heads: int,
         temperatures: Sequence[float],
         argmax: Sequence[bool],
         device: torch.device,
         want_log_prob: bool,
     ) -> None:
         self._all_argmax = all(argmax)
-        self._any_argmax = any(argmax)
-        self._u_BH = torch.from_numpy(uniforms_BH).to(device)
-        self._argmax_B = torch.tensor(argmax, device=device) if self._any_argmax else None
+        self._seeds, self._counters, self._heads, self._device = seeds, counters, heads, device
+        self._u_BH: Tensor | None = None
+        self._argmax_B = torch.tensor(argmax, device=device) if any(argmax) else None
         # Plain sampling at temperature 1 is the common case and needs no division.
         self._inv_temp_B1 = (
             None
@@ -88,6 +95,8 @@ class BatchSampler:
         if self._all_argmax:
             action_B = logits_BA.argmax(-1)
         else:
+            if self._u_BH is None:
+                self._u_BH = torch.from_numpy(uniforms(self._seeds, self._counters, self._heads)).to(self._device)
             cdf_BA = torch.softmax(scaled_BA, -1).cumsum_(-1)
             # Scaling by the last entry rather than 1 keeps rounding from ever drawing past the end.
             target_B1 = self._u_BH[:, head : head + 1] * cdf_BA[:, -1:]

