@@ -13,12 +13,12 @@ import pytest
 from playserve.errors import (
     BadSettingError,
     NoFreeSlotError,
-    PolicyNotFoundError,
     ServerUnavailableError,
     ShapeMismatchError,
     StepFailedError,
 )
 from playserve.testing import FakePolicyServer
+from playserve_client.evaluate import pool as pool_module
 from playserve_client.evaluate import run as run_module
 from playserve_client.evaluate.errors import WorkerFailedError
 from playserve_client.evaluate.journal import Journal
@@ -41,7 +41,7 @@ def settings(**changes) -> Settings:
 
 def play(out: Path, server: FakePolicyServer | None, wanted: Settings, **options):
     address = server.address if server is not None else "127.0.0.1:9"
-    return evaluate(wanted, RunOptions(**{"out": out, "server": address, "envs": 4, "workers": 2, **options}))
+    return evaluate(wanted, RunOptions(**{"out": out, "server": address, "envs": 4, "workers": 1, **options}))
 
 
 def games(report):
@@ -189,16 +189,17 @@ def test_a_failed_row_is_played_again(toys, tmp_path, undisturbed):
 def test_a_dead_worker_is_replaced_and_its_episodes_are_played_again(toys, tmp_path, undisturbed):
     with FakePolicyServer({"toy": toys.policy()}) as server:
         crash = settings(options={"crash_once": str(tmp_path / "crashed")})
-        report = play(tmp_path / "run", server, crash)
+        report = play(tmp_path / "run", server, crash, workers=2)
     assert games(report) == undisturbed[:12]
     assert report["run"]["worker_restarts"] == 1
     assert 1 <= sum(e["attempts"] - 1 for e in report["episodes"]) <= 2
 
 
-def test_a_worker_that_always_dies_is_an_error(toys, tmp_path):
+def test_a_worker_that_always_dies_is_an_error(toys, tmp_path, monkeypatch):
+    monkeypatch.setattr(pool_module, "_MAX_RESTARTS", 1)
     wanted = settings(policy="", baseline_episodes=2, options={"crash_always": True})
     with pytest.raises(WorkerFailedError, match="exit status 3"):
-        play(tmp_path, None, wanted, workers=1)
+        play(tmp_path, None, wanted)
 
 
 def test_an_environment_that_raises_is_an_error_with_its_words(toys, tmp_path):
@@ -223,11 +224,8 @@ def test_what_does_not_fit_is_said_before_anything_is_played(toys, tmp_path):
         pytest.raises(ShapeMismatchError, match=r"\[6\]"),
     ):
         play(tmp_path / "a", server, settings())
-    with FakePolicyServer({"toy": toys.policy(slots=2)}) as server:
-        with pytest.raises(NoFreeSlotError):
-            play(tmp_path / "b", server, settings())
-        with pytest.raises(PolicyNotFoundError):
-            play(tmp_path / "c", server, settings(policy="toys"))
+    with FakePolicyServer({"toy": toys.policy(slots=2)}) as server, pytest.raises(NoFreeSlotError):
+        play(tmp_path / "b", server, settings())
 
 
 def test_interrupted_it_keeps_what_is_finished(toys, tmp_path, monkeypatch):

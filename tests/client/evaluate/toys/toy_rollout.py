@@ -9,14 +9,14 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
 
-from playserve.settings import SamplingMode
-from playserve.specs import DiscreteActionSpec, PolicySpec, TensorSpec
-from playserve.testing import FakePolicy, FakePolicyServer, StepContext
+# What only the policy needs is imported there: workers import this module too.
+if TYPE_CHECKING:
+    from playserve.testing import FakePolicy, StepContext
 
 
 class Toy(gymnasium.Env):
@@ -84,6 +84,8 @@ class Toy(gymnasium.Env):
 
 def answer(inputs: dict[str, Any], context: StepContext) -> int:
     """Return an action that depends on everything that it may: frame, seed, step, memory of the episode."""
+    from playserve.settings import SamplingMode
+
     context.state["sum"] = context.state.get("sum", 0) + int(inputs["frame"][0])
     seed = 0 if context.sampling.mode is SamplingMode.ARGMAX else context.seed
     return (context.state["sum"] + seed + context.step) % 3
@@ -91,12 +93,17 @@ def answer(inputs: dict[str, Any], context: StepContext) -> int:
 
 def policy(slots: int = 64, shape: tuple[int, ...] = (6,), version: str = "1") -> FakePolicy:
     """Return the policy "toy"."""
+    from playserve.specs import DiscreteActionSpec, PolicySpec, TensorSpec
+    from playserve.testing import FakePolicy
+
     frame = TensorSpec(name="frame", dtype="uint8", shape=shape)
     spec = PolicySpec(name="toy", version=version, family="fake", inputs=(frame,), action=DiscreteActionSpec(n=3))
     return FakePolicy(spec=spec, handler=answer, slots=slots)
 
 
 if __name__ == "__main__":
+    from playserve.testing import FakePolicyServer
+
     with FakePolicyServer({"toy": policy()}, port=int(sys.argv[1]), delay_s=float(sys.argv[2])) as server:
         print("ready", server.address, flush=True)  # noqa: T201
         while True:
