@@ -423,9 +423,15 @@ _BY_CODE: dict[grpc.StatusCode, type[PlayserveError]] = {
 _CODE_BY_NUMBER: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
 
+_MAX_TEXT = 400
+
+
 def to_status(error: PlayserveError) -> status_pb2.Status:
     """Return the ``google.rpc.Status`` of `error`, with ErrorInfo and, where it is known, RetryInfo."""
-    status = status_pb2.Status(code=error.code.value[0], message=str(error))
+    text = str(error)
+    if len(text) > _MAX_TEXT:  # it may quote what came, and trailers of more than 8 KiB cost the caller the answer
+        text = f"{text[: _MAX_TEXT - 20]} ... {len(text)} characters"
+    status = status_pb2.Status(code=error.code.value[0], message=text)
     if error.reason:
         status.details.add().Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN))
     if error.retry_after_s is not None:

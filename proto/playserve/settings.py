@@ -18,11 +18,22 @@ MAX_INSTRUCTION_CHARS = 4096
 MAX_TEMPERATURE = 100.0
 
 
+def _checked(what: str, value: int, known: type[enum.IntEnum]) -> int:
+    if value not in {member.value for member in known}:
+        raise BadSettingError(f"{what} {value}, wanted one of {', '.join(m.name for m in known)}")
+    return value
+
+
 class Pace(enum.IntEnum):
     """Whether the game waits for the answer."""
 
     LIVE = ps.PACE_LIVE
     LOCKSTEP = ps.PACE_LOCKSTEP
+
+    @classmethod
+    def from_proto(cls, value: int) -> Pace:
+        """Return the pace of a wire value; unspecified means LOCKSTEP, an unknown one raises BadSettingError."""
+        return cls(_checked("pace", value or ps.PACE_LOCKSTEP, cls))
 
 
 class VersionPolicy(enum.IntEnum):
@@ -30,6 +41,11 @@ class VersionPolicy(enum.IntEnum):
 
     PINNED = ps.VERSION_POLICY_PINNED
     FOLLOW = ps.VERSION_POLICY_FOLLOW
+
+    @classmethod
+    def from_proto(cls, value: int) -> VersionPolicy:
+        """Return the policy of a wire value; unspecified means PINNED, an unknown one raises BadSettingError."""
+        return cls(_checked("version policy", value or ps.VERSION_POLICY_PINNED, cls))
 
 
 class ActionSource(enum.IntEnum):

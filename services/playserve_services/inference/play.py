@@ -14,14 +14,13 @@ import grpc
 from playserve.codec import Decoder, negotiate
 from playserve.errors import (
     AlreadyOpenError,
-    BadSettingError,
     EngineFailedError,
     MalformedMessageError,
     NotOpenError,
     PlayserveError,
     SeqNotIncreasingError,
 )
-from playserve.settings import Consent, Sampling, SamplingMode, check_instruction
+from playserve.settings import Consent, Pace, Sampling, SamplingMode, VersionPolicy, check_instruction
 from playserve.v1 import policy_service_pb2 as ps
 from playserve.v1 import types_pb2 as pb
 from playserve_services.inference import convert
@@ -39,15 +38,6 @@ _log = logging.getLogger(__name__)
 def _settle(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
-
-
-def _check_enums(message: ps.Open) -> None:
-    for name, value, known in (
-        ("pace", message.pace, ps.Pace),
-        ("version_policy", message.version_policy, ps.VersionPolicy),
-    ):
-        if value not in known.values():
-            raise BadSettingError(f"{name} {value}, wanted one of {', '.join(known.keys())}")
 
 
 class PlayStream:
@@ -135,8 +125,8 @@ class PlayStream:
             if self._current() is not None:
                 self._begin(session, resumed=True)
             return
-        _check_enums(message)
-        live = message.pace == ps.PACE_LIVE
+        live = Pace.from_proto(message.pace) is Pace.LIVE
+        follow = VersionPolicy.from_proto(message.version_policy) is VersionPolicy.FOLLOW
         policy = await self._loader.acquire(message.policy, message.version)
         sampling = message.sampling if message.HasField("sampling") else None
         consent = message.consent if message.HasField("consent") else None
@@ -146,7 +136,7 @@ class PlayStream:
                 principal=self._principal,
                 settings=convert.open_settings(sampling, message.extras, message.instruction, consent),
                 live=live,
-                follow=message.version_policy == ps.VERSION_POLICY_FOLLOW,
+                follow=follow,
                 rate_hz=convert.live_rate(policy, message.rate_hz, live),
                 seed=message.seed if message.HasField("seed") else None,
                 episode_id=message.episode_id,
