@@ -6,10 +6,11 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from playserve.errors import (
     AlreadyOpenError,
@@ -18,7 +19,9 @@ from playserve.errors import (
     NotOpenError,
     PlayserveError,
     QueueFullError,
+    ServerFault,
     ServerUnavailableError,
+    SessionClosedError,
     SessionExpiredError,
     SupersededError,
     to_status,
@@ -36,13 +39,14 @@ class Inbox:
     """What a stream's client has sent and the server has not looked at yet.
 
     Args:
-        requests: The call's request iterator.
+        requests: The call's request iterator, of bytes.
+        parse: Makes a message of them.
         context: The call.
     """
 
-    def __init__(self, requests: Iterator[Any], context: grpc.ServicerContext) -> None:
+    def __init__(self, requests: Iterator[bytes], parse: Callable[[bytes], Any], context: grpc.ServicerContext) -> None:
         self._queue: queue.SimpleQueue[tuple[float, Any]] = queue.SimpleQueue()
-        self._requests = requests
+        self._requests, self._parse = requests, parse
         # Wakes the consumer when the call ends without the reader noticing.
         context.add_callback(lambda: self.put(None))
         threading.Thread(target=self._read, name="fake-reader", daemon=True).start()
@@ -50,7 +54,9 @@ class Inbox:
     def _read(self) -> None:
         try:
             for request in self._requests:
-                self.put(request)
+                self.put(self._parse(request))
+        except DecodeError:
+            self.put(ServerFault("Exception deserializing request!"))
         except Exception:  # noqa: BLE001, S110 - the stream was lost: gRPC raises a bare Exception here
             pass
         self.put(None)
@@ -83,7 +89,7 @@ class PlayStream:
         table: Policies and sessions.
         settings: Limits and faults of the server.
         principal: Who is calling.
-        requests: The call's request iterator.
+        requests: The call's request iterator, of bytes.
         context: The call.
     """
 
@@ -92,11 +98,11 @@ class PlayStream:
         table: Table,
         settings: Settings,
         principal: str,
-        requests: Iterator[ps.PlayRequest],
+        requests: Iterator[bytes],
         context: grpc.ServicerContext,
     ) -> None:
         self._table, self._settings, self._principal = table, settings, principal
-        self._inbox = Inbox(requests, context)
+        self._inbox = Inbox(requests, ps.PlayRequest.FromString, context)
         self._waiting: deque[tuple[float, Any]] = deque()
         self._refused: set[int] = set()
 
@@ -122,8 +128,7 @@ class PlayStream:
                 if request is None:
                     return
                 if isinstance(request, PlayserveError):
-                    # Superseded and lost streams leave the session alive; all other errors end it.
-                    ended = not isinstance(request, SupersededError | ServerUnavailableError)
+                    ended = isinstance(request, SessionClosedError)
                     raise request
                 ended = request.WhichOneof("message") == "close"
                 yield from self._answer(session, request, arrived)

@@ -41,15 +41,15 @@ class RolloutStream:
     Args:
         table: Policies and slots.
         settings: Limits and faults of the server.
-        requests: The call's request iterator.
+        requests: The call's request iterator, of bytes.
         context: The call.
     """
 
     def __init__(
-        self, table: Table, settings: Settings, requests: Iterator[ps.RolloutRequest], context: grpc.ServicerContext
+        self, table: Table, settings: Settings, requests: Iterator[bytes], context: grpc.ServicerContext
     ) -> None:
         self._table, self._settings = table, settings
-        self._inbox = Inbox(requests, context)
+        self._inbox = Inbox(requests, ps.RolloutRequest.FromString, context)
         self._waiting: deque[Any] = deque()
 
     def end(self, error: PlayserveError) -> None:

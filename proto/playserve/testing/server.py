@@ -24,7 +24,7 @@ from playserve.testing.play import PlayStream
 from playserve.testing.policies import FakePolicy, Handler, default_spec, script
 from playserve.testing.rollouts import RolloutStream
 from playserve.testing.sessions import Session, Table
-from playserve.v1 import admin_service_pb2_grpc, policy_service_pb2_grpc, state_transfer_service_pb2_grpc
+from playserve.v1 import admin_service_pb2_grpc, state_transfer_service_pb2_grpc
 from playserve.v1 import policy_service_pb2 as ps
 
 __all__ = ["FakePolicyServer"]
@@ -118,7 +118,7 @@ class FakePolicyServer:
         ]
         server = grpc.server(futures.ThreadPoolExecutor(self._max_streams, "fake-policy-server"), options=options)
         servicer = _PolicyServicer(self._table, self.settings, self._api_keys)
-        policy_service_pb2_grpc.add_PolicyServiceServicer_to_server(servicer, server)
+        server.add_generic_rpc_handlers((servicer.handlers(),))
         admin_service_pb2_grpc.add_AdminServiceServicer_to_server(_admin_servicer(), server)
         state_transfer_service_pb2_grpc.add_StateTransferServiceServicer_to_server(_transfer_servicer(), server)
         _add_health(server, self._table)
@@ -178,11 +178,39 @@ class FakePolicyServer:
         self.settings.delay_s = delay_s
 
 
-class _PolicyServicer(policy_service_pb2_grpc.PolicyServiceServicer):
-    """Translates between gRPC and the streams."""
+class _PolicyServicer:
+    """Translates between gRPC and the streams.
+
+    Streams parse their requests themselves: where gRPC's sync server does it, bytes that are no message leave a call
+    behind that never finishes when a second thread reads it, and the server never stops.
+    """
 
     def __init__(self, table: Table, settings: Settings, api_keys: frozenset[str]) -> None:
         self._table, self._settings, self._api_keys = table, settings, api_keys
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """Return the service's methods."""
+        return grpc.method_handlers_generic_handler(
+            "playserve.v1.PolicyService",
+            {
+                "Play": grpc.stream_stream_rpc_method_handler(
+                    self.play, response_serializer=ps.PlayResponse.SerializeToString
+                ),
+                "Rollout": grpc.stream_stream_rpc_method_handler(
+                    self.rollout, response_serializer=ps.RolloutResponse.SerializeToString
+                ),
+                "ListPolicies": grpc.unary_unary_rpc_method_handler(
+                    self.list_policies,
+                    request_deserializer=ps.ListPoliciesRequest.FromString,
+                    response_serializer=ps.ListPoliciesResponse.SerializeToString,
+                ),
+                "GetPolicy": grpc.unary_unary_rpc_method_handler(
+                    self.get_policy,
+                    request_deserializer=ps.GetPolicyRequest.FromString,
+                    response_serializer=ps.GetPolicyResponse.SerializeToString,
+                ),
+            },
+        )
 
     def _principal(self, context: grpc.ServicerContext) -> str:
         metadata: Any = context.invocation_metadata()
@@ -197,23 +225,19 @@ class _PolicyServicer(policy_service_pb2_grpc.PolicyServiceServicer):
         except PlayserveError as error:
             _abort(context, error)
 
-    def Play(
-        self, request_iterator: Iterator[ps.PlayRequest], context: grpc.ServicerContext
-    ) -> Iterator[ps.PlayResponse]:
+    def play(self, request_iterator: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[ps.PlayResponse]:
         """Serve one session."""
         return self._stream(
             context, lambda caller: PlayStream(self._table, self._settings, caller, request_iterator, context)
         )
 
-    def Rollout(
-        self, request_iterator: Iterator[ps.RolloutRequest], context: grpc.ServicerContext
-    ) -> Iterator[ps.RolloutResponse]:
+    def rollout(self, request_iterator: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[ps.RolloutResponse]:
         """Serve one rollout."""
         return self._stream(
             context, lambda _caller: RolloutStream(self._table, self._settings, request_iterator, context)
         )
 
-    def ListPolicies(self, request: ps.ListPoliciesRequest, context: grpc.ServicerContext) -> ps.ListPoliciesResponse:
+    def list_policies(self, request: ps.ListPoliciesRequest, context: grpc.ServicerContext) -> ps.ListPoliciesResponse:
         """List every version."""
         try:
             self._principal(context)
@@ -221,7 +245,7 @@ class _PolicyServicer(policy_service_pb2_grpc.PolicyServiceServicer):
         except PlayserveError as error:
             _abort(context, error)
 
-    def GetPolicy(self, request: ps.GetPolicyRequest, context: grpc.ServicerContext) -> ps.GetPolicyResponse:
+    def get_policy(self, request: ps.GetPolicyRequest, context: grpc.ServicerContext) -> ps.GetPolicyResponse:
         """Describe one version."""
         try:
             self._principal(context)
