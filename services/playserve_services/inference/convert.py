@@ -85,7 +85,7 @@ def result_message(answer: Answer, now_ns: int) -> ps.StepResult:
         seq=frame.seq,
         version=answer.version,
         config_revision=frame.settings.revision,
-        gap_ticks=sum(step.ticks for step in answer.dropped if not step.in_memory),
+        gap_ticks=min(sum(step.ticks for step in answer.dropped if not step.in_memory), 0xFFFFFFFF),
         times=_times(answer, now_ns),
         capture_time_ns=frame.capture_time_ns,
         episode_id=frame.episode_id,

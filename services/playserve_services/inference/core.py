@@ -87,6 +87,7 @@ class _Planned:
     lease: SlotLease
     frames: list[Frame]
     rows: list[tuple[int, int]]  # (round, index) of each frame
+    dropped: list[DroppedStep]  # before the last frame and after the answer before it
 
 
 class InferenceCore:
@@ -346,7 +347,9 @@ class InferenceCore:
                         settings.argmax,
                     )
                 )
-            planned.append(_Planned(slot, slot.lease, frames, where))
+            planned.append(_Planned(slot, slot.lease, frames, where, slot.dropped))
+            if not frames[-1].observe_only:  # its answer reports them; what is dropped from now on comes after it
+                slot.dropped = []
         return Batch(policy.runtime, rounds, want_log_prob, (policy, planned))
 
     def on_result(self, batch: Batch, result: BatchResult) -> None:
@@ -374,17 +377,17 @@ class InferenceCore:
             rows = result.rounds[round_]
             slot.busy = False
             action = tuple(rows.actions[index])
-            slot.last_action = action
+            # Nobody plays the action of a step that is not answered.
+            slot.last_action = None if frame.observe_only else action
             if not frame.observe_only:
                 answer = Answer(
                     slot, frame, action,
                     rows.log_probs[index].tolist() if rows.log_probs is not None and frame.settings.log_prob else None,
                     float(rows.values[index]) if rows.values is not None and frame.settings.value else None,
                     {name: array[index] for name, array in rows.outputs.items()},
-                    policy.spec.version, slot.dropped,
+                    policy.spec.version, plan.dropped,
                     result.started_ns - frame.arrived_ns, result.finished_ns - result.started_ns, size,
                 )  # fmt: skip
-                slot.dropped = []
                 slot.last_answer = answer
                 slot.session.steps += 1
                 answers.setdefault(slot.session.session_id, (slot.session, []))[1].append(answer)
@@ -392,11 +395,19 @@ class InferenceCore:
             if slot.queue:
                 self._batcher.add(slot, self._clock_ns())
         for session, of_session in answers.values():
-            self.metrics.answered(session, of_session, self._clock_ns())
-            if session.sink is not None:
-                session.sink(of_session)
+            self._deliver(session, of_session)
         for plan in planned:
             self._after_batch(plan.slot.session)
+
+    def _deliver(self, session: Session, answers: list[Answer]) -> None:
+        """Give a session its answers; one that cannot take them must not cost the others theirs."""
+        try:
+            self.metrics.answered(session, answers, self._clock_ns())
+            if session.sink is not None:
+                session.sink(answers)
+        except Exception:  # noqa: BLE001 - the session ends, the loop goes on
+            _log.exception("answers of session %s could not be sent", session.session_id)
+            self.end(session, EndReason.ENGINE_FAILED, EngineFailedError("the answer could not be sent"))
 
     def _after_batch(self, session: Session) -> None:
         if session.state is SessionState.DRAINING and session.outstanding == 0:
@@ -411,6 +422,8 @@ class InferenceCore:
                 continue
             slot, session = plan.slot, plan.slot.session
             slot.busy = False
+            if not plan.frames[-1].observe_only:
+                slot.dropped = plan.dropped + slot.dropped
             self.metrics.error(policy.spec.name, StepFailedError.reason)
             if policy.pool.layout:
                 self.end(session, EndReason.ENGINE_FAILED, EngineFailedError("the step could not be computed"))

@@ -207,7 +207,7 @@ class Slot:
         self.last_action: tuple[int, ...] | None = None
         self.last_answer: Answer | None = None
         self.pending_executed: tuple[int, tuple[int, ...] | None] | None = None  # for the frame after this seq
-        self.pending_seed: tuple[int, int | None] | None = None  # (episode, seed) of a Reset without a step yet
+        self.pending_seed: tuple[int, int | None] | None = None  # (episode, seed) of a Reset, until a step enters
         self.dropped: list[DroppedStep] = []
 
     def ready(self) -> bool:
@@ -240,7 +240,7 @@ class Slot:
         if session.live and not frame.executed_known:
             frame.executed_known = True  # nobody said what was executed: unknown
         if self.pending_seed is not None and self.pending_seed[0] == frame.episode_id:
-            frame.episode_seed, self.pending_seed = self.pending_seed[1], None
+            frame.episode_seed = self.pending_seed[1]
         self.pending_executed = None
         self.seen_seq = frame.seq
         self.seen_episode = frame.episode_id
@@ -284,12 +284,18 @@ class Slot:
     def drop_waiting(self) -> int:
         """Forget what waits (the stream is gone and will send it again); return how many frames that were."""
         count = len(self.queue)
+        # What was executed after the last step in the memory was told once, and is not told again.
+        if self.queue:
+            first = self.queue[0]
+            known = first.executed_known and first.episode_id == self.episode_id
+            self.pending_executed = (self.entered_seq, first.executed) if known else None
+        elif self.pending_executed is not None and self.pending_executed[0] != self.entered_seq:
+            self.pending_executed = None
         self.queue.clear()
         # The client sends them again, those too that a newer frame had displaced: they are not dropped yet.
         self.dropped = [step for step in self.dropped if step.seq <= self.entered_seq]
         self.seen_seq = self.entered_seq
         self.seen_episode = self.episode_id if self.pending_seed is None else self.pending_seed[0]
-        self.pending_executed = None
         return count
 
     def executed(self, seq: int, action: tuple[int, ...] | None) -> None:
@@ -330,6 +336,8 @@ class Slot:
             self.episode_id = frame.episode_id
         if self.fresh and frame.episode_seed is not None:
             self.seed, self.counter = frame.episode_seed, 0
+        if self.pending_seed is not None and self.pending_seed[0] <= frame.episode_id:
+            self.pending_seed = None
         reset = self.fresh
         executed = None if reset else frame.executed if frame.executed_known else self.last_action
         counter = self.counter
