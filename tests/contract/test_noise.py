@@ -85,9 +85,9 @@ def _chunks(strings: list[bytes], message: type[Message]) -> Iterator[tuple[list
         yield chunk, False
 
 
-async def _stream(call: Any, first: bytes, strings: list[bytes], message: type[Message]) -> tuple[str, list[Any]]:
-    """Send everything, half-close, and return the reason of the end and the in-band errors."""
-    errors = []
+async def _stream(call: Any, first: bytes, strings: list[bytes], message: Any) -> tuple[str, list[Any], bytes]:
+    """Send everything, half-close; return the reason of the end, the in-band errors and the session's token."""
+    errors, token = [], b""
 
     async def write() -> None:
         try:
@@ -101,13 +101,15 @@ async def _stream(call: Any, first: bytes, strings: list[bytes], message: type[M
     try:
         async for data in call:
             answer = message.FromString(data)
-            if answer.HasField("error"):  # type: ignore[attr-defined]
-                errors.append(answer.error)  # type: ignore[attr-defined]
+            if answer.HasField("error"):
+                errors.append(answer.error)
+            elif answer.HasField("opened") and message is ps.PlayResponse:
+                token = answer.opened.resume_token
         reason = "OK"
     except grpc.RpcError as error:
         reason = reason_of(status_of(error))
     await writer
-    return reason, errors
+    return reason, errors, token
 
 
 async def _send(target: Any, spec: pb.PolicySpec, address: str) -> tuple[Counter[str], Counter[str], int]:
@@ -134,14 +136,21 @@ async def _send(target: Any, spec: pb.PolicySpec, address: str) -> tuple[Counter
             todo = iter(chunks)
 
             async def lane(stub: Any = stub, first: bytes = first, todo: Any = todo, response: Any = response) -> None:
+                token = b""
                 for chunk, broken in todo:
-                    reason, errors = await _stream(stub(timeout=60), first, chunk, response)
+                    # Bytes that are no message end the stream; the session goes on, on the next one.
+                    begin = ps.PlayRequest(open=ps.Open(resume_token=token)).SerializeToString() if token else first
+                    reason, errors, token = await _stream(stub(timeout=60), begin, chunk, response)
                     ends[reason] += 1
                     in_band.update(reason_of(error.status) for error in errors)
                     if broken:
                         assert reason == "MALFORMED_MESSAGE", (reason, chunk[-1])
-                    elif first:
-                        assert reason == "OK", (reason, chunk)
+                    else:
+                        token = b""
+                        assert reason == "OK" or not first, (reason, chunk)
+                if token:
+                    last = ps.PlayRequest(open=ps.Open(resume_token=token)).SerializeToString()
+                    assert (await _stream(stub(timeout=60), last, [], response))[0] == "OK"
 
             await asyncio.gather(*(lane() for _ in range(_LANES)))
     return ends, in_band, sent
