@@ -122,7 +122,7 @@ class Rollout(RolloutView):
         self._keeper.join(CLOSE_WAIT_S)
         if first:
             with self._changed:
-                self._core.fail(StateError("the rollout is closed"))
+                self._core.fail(StateError("it is closed"))
                 self._changed.notify_all()
             self._on_close(self)
 
@@ -143,7 +143,7 @@ class Rollout(RolloutView):
 
     def _on_end(self, _stream: Stream, error: PlayserveError | None) -> None:
         with self._changed:
-            self._core.fail(ended_by(error))
+            self._core.fail(ended_by(error, closing=self._closing.is_set()))
             self._changed.notify_all()
 
     def _keep_alive(self) -> None:

@@ -234,7 +234,7 @@ class Session(SessionView):
             self._keeper.join(CLOSE_WAIT_S)
         if first:
             with self._changed:
-                self._core.fail(StateError("the session is closed"))
+                self._core.fail(StateError("it is closed"))
                 self._changed.notify_all()
             self._on_close(self)
 
@@ -296,7 +296,7 @@ class Session(SessionView):
                 in_time = now - self._lost_at < opened.detach_window_us / 1e6
                 again = in_time and may_resume(error, moved=self._core.moved is not None, again=self._lost_at != now)
             if not again:
-                self._core.fail(ended_by(error))
+                self._core.fail(ended_by(error, closing=self._closing.is_set()))
                 self._changed.notify_all()
                 return
             delay_s = self._backoff_s * random.uniform(0.5, 1.0)

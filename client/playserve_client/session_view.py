@@ -98,6 +98,13 @@ def _timed_out(error: PlayserveError) -> bool:
     return isinstance(error, TimeoutExceededError)
 
 
-def ended_by(error: PlayserveError | None) -> PlayserveError:
-    """Return the error that a session ended with."""
+def ended_by(error: PlayserveError | None, *, closing: bool) -> PlayserveError:
+    """Return the error that every later call of a session or rollout raises.
+
+    Args:
+        error: How its stream ended; None: with OK.
+        closing: Whether this side had closed it.
+    """
+    if closing:
+        return StateError("it is closed")
     return error if error is not None else StateError("the server ended the stream")

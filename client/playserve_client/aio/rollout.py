@@ -132,7 +132,7 @@ class Rollout(RolloutView):
                 task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if first:
-            self._core.fail(StateError("the rollout is closed"))
+            self._core.fail(StateError("it is closed"))
             self._changed.notify()
             self._on_close(self)
 
@@ -148,7 +148,7 @@ class Rollout(RolloutView):
 
     async def _run(self, stream: Stream) -> None:
         error = await stream.run(self._core.open_request(), self._timeout_s, self._on_message)
-        self._core.fail(ended_by(error))
+        self._core.fail(ended_by(error, closing=self._closing.is_set()))
         self._changed.notify()
 
     async def _on_message(self, _stream: Stream, response: ps.RolloutResponse) -> None:

@@ -235,7 +235,7 @@ class Session(SessionView):
                 task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if first:
-            self._core.fail(StateError("the session is closed"))
+            self._core.fail(StateError("it is closed"))
             self._changed.notify()
             self._on_close(self)
 
@@ -279,7 +279,7 @@ class Session(SessionView):
                 or now - lost_at >= opened.detach_window_us / 1e6
                 or not may_resume(error, moved=self._core.moved is not None, again=again)
             ):
-                self._core.fail(ended_by(error))
+                self._core.fail(ended_by(error, closing=self._closing.is_set()))
                 self._changed.notify()
                 return
             with contextlib.suppress(TimeoutError):
