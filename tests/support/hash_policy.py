@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from torch import Tensor
+
 from playserve.specs import DiscreteActionSpec, GapMode, GapRule, PolicySpec, TensorSpec
 from playserve_trainer.models.policy import ForwardOutput, Memory, Policy, Sampler, StateTensor, StepOutput
-from torch import Tensor
 
 _PRIME = 1_000_003
 NUM_ACTIONS = 251

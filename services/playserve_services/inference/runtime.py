@@ -202,7 +202,7 @@ class TorchRuntime:
 
     def warm_up(self) -> None:
         """See :class:`Runtime`."""
-        sizes = self._buckets or sorted({1, 2, self._max_batch})
+        sizes = self._buckets or sorted({1, min(2, self._max_batch), self._max_batch})
         zero = {t.name: np.zeros(t.shape, dtype=t.numpy_dtype) for t in self.spec.inputs}
         for size in sizes:
             row = Row(0, True, zero, None, 0, 0, 1.0, False)

@@ -15,6 +15,7 @@ from hash_policy import HashPolicy, HashReference
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, precondition, rule
+
 from playserve.errors import DrainingError, NoFreeSlotError, PlayserveError, QueueFullError, SessionNotFoundError
 from playserve.specs import GapMode, GapRule
 from playserve_services.inference.core import CoreLimits
