@@ -74,6 +74,7 @@ def _factory(text: str) -> tuple[str, Callable[[], Any]]:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT."""
+    from prometheus_client import disable_created_metrics
     from pydantic import ValidationError
 
     from playserve_services.inference.app import InferenceServer
@@ -91,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
     if not settings.store and not factories:
         raise BadSettingError("nothing to serve: give --store or --policy")
     configure_logs(settings.log_format)
+    disable_created_metrics()  # a second series for every counter, which nobody here reads
 
     def started(server: InferenceServer) -> None:
         # The one line that programs which start a server wait for.
