@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     if not settings.store and not factories:
         raise BadSettingError("nothing to serve: give --store or --policy")
     configure_logs(settings.log_format)
-    disable_created_metrics()  # a second series for every counter, which nobody here reads
+    disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for every counter, which nobody here reads
 
     def started(server: InferenceServer) -> None:
         # The one line that programs which start a server wait for.
