@@ -6,7 +6,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -19,7 +19,6 @@ from playserve.errors import (
     NotOpenError,
     PlayserveError,
     QueueFullError,
-    ServerFault,
     ServerUnavailableError,
     SessionClosedError,
     SessionExpiredError,
@@ -35,18 +34,22 @@ from playserve.v1 import policy_service_pb2 as ps
 __all__ = ["Inbox", "PlayStream"]
 
 
+# gRPC may report the end of a lost stream a moment before it says that the call is over.
+_LOSS_S = 0.05
+
+
 class Inbox:
     """What a stream's client has sent and the server has not looked at yet.
 
     Args:
         requests: The call's request iterator, of bytes.
-        parse: Makes a message of them.
+        message: What they are messages of.
         context: The call.
     """
 
-    def __init__(self, requests: Iterator[bytes], parse: Callable[[bytes], Any], context: grpc.ServicerContext) -> None:
+    def __init__(self, requests: Iterator[bytes], message: Any, context: grpc.ServicerContext) -> None:
         self._queue: queue.SimpleQueue[tuple[float, Any]] = queue.SimpleQueue()
-        self._requests, self._parse = requests, parse
+        self._requests, self._message, self._context = requests, message, context
         # Wakes the consumer when the call ends without the reader noticing.
         context.add_callback(lambda: self.put(None))
         threading.Thread(target=self._read, name="fake-reader", daemon=True).start()
@@ -54,9 +57,12 @@ class Inbox:
     def _read(self) -> None:
         try:
             for request in self._requests:
-                self.put(self._parse(request))
-        except DecodeError:
-            self.put(ServerFault("Exception deserializing request!"))
+                self.put(self._message.FromString(request))
+            time.sleep(_LOSS_S)
+            if self._context.is_active():  # else the stream was lost
+                self.put(self._message(close=ps.Close(reason="half-close")))
+        except DecodeError as error:
+            self.put(MalformedMessageError(f"the bytes are no message of this method: {error}"))
         except Exception:  # noqa: BLE001, S110 - the stream was lost: gRPC raises a bare Exception here
             pass
         self.put(None)
@@ -102,7 +108,7 @@ class PlayStream:
         context: grpc.ServicerContext,
     ) -> None:
         self._table, self._settings, self._principal = table, settings, principal
-        self._inbox = Inbox(requests, ps.PlayRequest.FromString, context)
+        self._inbox = Inbox(requests, ps.PlayRequest, context)
         self._waiting: deque[tuple[float, Any]] = deque()
         self._refused: set[int] = set()
 

@@ -49,7 +49,7 @@ class RolloutStream:
         self, table: Table, settings: Settings, requests: Iterator[bytes], context: grpc.ServicerContext
     ) -> None:
         self._table, self._settings = table, settings
-        self._inbox = Inbox(requests, ps.RolloutRequest.FromString, context)
+        self._inbox = Inbox(requests, ps.RolloutRequest, context)
         self._waiting: deque[Any] = deque()
 
     def end(self, error: PlayserveError) -> None:

@@ -34,9 +34,9 @@ Playable = FakePolicy | Handler | Sequence[Action]
 
 def _abort(context: grpc.ServicerContext, error: PlayserveError) -> NoReturn:
     """End the call with the documented status of `error`."""
-    details = to_status(error).SerializeToString()
-    context.set_trailing_metadata((("grpc-status-details-bin", details),))
-    context.abort(error.code, str(error))
+    status = to_status(error)
+    context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
+    context.abort(error.code, status.message)
     raise AssertionError("abort raises")
 
 

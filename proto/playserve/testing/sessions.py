@@ -31,6 +31,7 @@ from playserve.settings import (
     Extras,
     Pace,
     Sampling,
+    VersionPolicy,
     check_instruction,
     check_rate,
 )
@@ -106,7 +107,8 @@ class Session:
     def __init__(self, policy: FakePolicy, opened: ps.Open, principal: str, max_bytes: int) -> None:
         spec = policy.spec
         self.policy = policy
-        self.pace = Pace(opened.pace or ps.PACE_LOCKSTEP)
+        self.pace = Pace.from_proto(opened.pace)
+        VersionPolicy.from_proto(opened.version_policy)  # checked, and of no effect here
         self.sampling = read_sampling(opened)
         self.instruction = check_instruction(opened.instruction)
         rate = check_rate(opened.rate_hz)
@@ -179,7 +181,7 @@ class Session:
         if self.pace is Pace.LIVE or step.observe_only or superseded:
             # Nobody has said what is executed in answer to it.
             self.memory.executed, self.memory.source = None, ActionSource.UNKNOWN
-        if superseded:
+        if superseded and not step.observe_only:
             self._dropped.append(ps.Dropped(seq=step.seq, reason=ps.DROP_REASON_SUPERSEDED, in_memory=True))
         if step.observe_only or superseded:
             return None
@@ -198,7 +200,7 @@ class Session:
             version=spec.version,
             config_revision=self.revision,
             dropped=self._dropped,
-            gap_ticks=self._gap_ticks,
+            gap_ticks=min(self._gap_ticks, 2**32 - 1),
             times=ps.StepTimes(compute_us=compute_us, total_us=compute_us, batch_size=1),
             capture_time_ns=step.capture_time_ns,
             episode_id=step.episode_id,
