@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 
-from playserve.errors import PlayserveError, TimeoutExceededError, from_rpc_error
+from playserve.errors import PlayserveError, ServerFault, TimeoutExceededError, from_rpc_error
 
 __all__ = ["Stream"]
 
@@ -80,6 +80,9 @@ class Stream:
                 self._on_message(self, response)
         except grpc.RpcError as failure:
             error = from_rpc_error(failure)
+        except Exception as failure:  # noqa: BLE001 - whoever waits must hear of it
+            self._call.cancel()
+            error = ServerFault(f"a message of the server's was not understood: {type(failure).__name__}: {failure}")
         finally:
             watchdog.cancel()
             # gRPC's own thread still waits for the next request; let it go.

@@ -33,6 +33,7 @@ from playserve.errors import (
     PlayserveError,
     PolicyNotFoundError,
     QueueFullError,
+    ServerFault,
     ServerUnavailableError,
     SessionClosedError,
     SessionNotFoundError,
@@ -48,6 +49,8 @@ from playserve.errors import (
 from playserve.settings import ActionSource, Extras, Pace, Sampling, SamplingMode
 from playserve.specs import Codec, DesktopActionSpec, DiscreteActionSpec, PolicyKind, PolicySpec, TensorSpec
 from playserve.testing import FakePolicy, FakePolicyServer, FakeReply, StepContext, default_spec
+from playserve.v1 import policy_service_pb2 as ps
+from playserve.v1 import types_pb2 as pb
 from playserve_client import aio
 
 FRAME = np.zeros((2, 2, 3), np.uint8)
@@ -282,6 +285,35 @@ async def test_a_server_that_accepts_and_says_nothing(connect):
     finally:
         stop.set()
         server.stop(None).wait()
+
+
+async def test_a_server_that_talks_nonsense(connect):
+    from concurrent import futures
+
+    def handler(requests, context):
+        yield ps.PlayResponse(opened=ps.Opened(policy=pb.PolicySpec(name="x", kind=77))).SerializeToString()
+        yield from ()
+
+    handlers = {"Play": grpc.stream_stream_rpc_method_handler(handler)}
+    server = grpc.server(futures.ThreadPoolExecutor(4))
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("playserve.v1.PolicyService", handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        async with connect(f"127.0.0.1:{port}") as client:
+            with pytest.raises(ServerFault, match="not understood"):
+                await settle(client.play("x"))
+    finally:
+        server.stop(None).wait()
+
+
+async def test_the_reason_of_a_refusal_is_never_lost(connect):
+    # Refusals that come while the first message is still on its way up.
+    with FakePolicyServer({"count": count}, api_keys=["secret"]) as server:
+        async with connect(server.address) as stranger:
+            for _ in range(100):
+                with pytest.raises(UnauthenticatedError):
+                    await settle(stranger.play("count", instruction="x" * 4096))
 
 
 async def test_several_steps_in_flight(connect):

@@ -45,7 +45,6 @@ class Rollout(RolloutView):
         self._method, self._core, self._metadata = method, core, metadata
         self._timeout_s, self._on_close = timeout_s, on_close
         self._changed = Signal()
-        self._writing = asyncio.Lock()
         self._closing = asyncio.Event()
         self._last_sent = time.monotonic()
         self._stream: Stream | None = None
@@ -89,10 +88,9 @@ class Rollout(RolloutView):
             episode_seeds: n seeds, read where an episode is new; None: derived from the rollout's seed.
             executed: What was really executed, by environment, in answer to its last row, where it was not the answer.
         """
-        async with self._writing:
-            for request in self._core.step_requests(env_ids, episode_ids, inputs, episode_seeds, executed):
-                await self._opened_stream().send(request)
-            self._last_sent = time.monotonic()
+        for request in self._core.step_requests(env_ids, episode_ids, inputs, episode_seeds, executed):
+            self._opened_stream().send(request)
+        self._last_sent = time.monotonic()
 
     async def recv(self, timeout_s: float | None = None) -> RolloutBatch:
         """Return the next answers; which rows come together is up to the server.
@@ -107,8 +105,7 @@ class Rollout(RolloutView):
     async def ping(self, timeout_s: float | None = None) -> float:
         """Return the round trip to the server in seconds."""
         started, before = time.monotonic(), self._core.pongs
-        async with self._writing:
-            await self._opened_stream().send(ps.RolloutRequest(ping=ps.Ping(nonce=1)))
+        self._opened_stream().send(ps.RolloutRequest(ping=ps.Ping(nonce=1)))
         limit = self._timeout_s if timeout_s is None else timeout_s
         await self._wait(lambda: self._core.pongs > before, limit, "Ping")
         return time.monotonic() - started
@@ -118,9 +115,8 @@ class Rollout(RolloutView):
         first = not self._closing.is_set()
         self._closing.set()
         if first and self._stream is not None:
-            async with self._writing:
-                await self._stream.send(ps.RolloutRequest(close=ps.Close(reason=reason)))
-                await self._stream.half_close()
+            self._stream.send(ps.RolloutRequest(close=ps.Close(reason=reason)))
+            self._stream.half_close()
         await self._finish(first)
 
     async def _finish(self, first: bool) -> None:
@@ -151,7 +147,7 @@ class Rollout(RolloutView):
         self._core.fail(ended_by(error, closing=self._closing.is_set()))
         self._changed.notify()
 
-    async def _on_message(self, _stream: Stream, response: ps.RolloutResponse) -> None:
+    def _on_message(self, _stream: Stream, response: ps.RolloutResponse) -> None:
         if response.HasField("opened"):
             self._core.on_opened(response.opened)
         else:
@@ -165,6 +161,5 @@ class Rollout(RolloutView):
                 async with asyncio.timeout(interval_s / 3):
                     await self._closing.wait()
             if time.monotonic() - self._last_sent > interval_s * 2 / 3:
-                async with self._writing:
-                    await stream.send(ps.RolloutRequest(ping=ps.Ping()))
+                stream.send(ps.RolloutRequest(ping=ps.Ping()))
                 self._last_sent = time.monotonic()

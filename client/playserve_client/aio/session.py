@@ -59,7 +59,6 @@ class Session(SessionView):
         self._dial, self._core, self._metadata = dial, core, metadata
         self._timeout_s, self._resume, self._on_close = timeout_s, resume, on_close
         self._changed = Signal()
-        self._writing = asyncio.Lock()
         self._closing = asyncio.Event()
         self._stream: Stream | None = None
         self._connected = False
@@ -138,18 +137,17 @@ class Session(SessionView):
             capture_time_ns: When the frame was captured, on any clock of this client; None: now.
             episode_id: Episode of the step; one higher than the current begins an episode. None: the current.
         """
-        async with self._writing:
-            request = self._core.step_request(
-                frame,
-                ticks=ticks,
-                budget_us=budget_us,
-                observe_only=observe_only,
-                action=action,
-                capture_time_ns=capture_time_ns,
-                episode_id=episode_id,
-            )
-            await self._send(request)
-            return request.step.seq
+        request = self._core.step_request(
+            frame,
+            ticks=ticks,
+            budget_us=budget_us,
+            observe_only=observe_only,
+            action=action,
+            capture_time_ns=capture_time_ns,
+            episode_id=episode_id,
+        )
+        self._send(request)
+        return request.step.seq
 
     async def recv(self, timeout_s: float | None = None) -> StepResult:
         """Return the next result; raise the error of a step (with its `seq`), or the one that ended the session."""
@@ -165,8 +163,7 @@ class Session(SessionView):
 
         Where the server refuses it, the next :meth:`step` or :meth:`recv` raises an error of that `seq`.
         """
-        async with self._writing:
-            await self._send(self._core.executed_request(seq, action, source))
+        self._send(self._core.executed_request(seq, action, source))
 
     # ---- settings and episodes
 
@@ -194,9 +191,8 @@ class Session(SessionView):
         return time.monotonic() - started
 
     async def _ask(self, make: Callable[[], Ticket], timeout_s: float | None) -> int:
-        async with self._writing:
-            ticket = make()
-            await self._send(ticket.request)
+        ticket = make()
+        self._send(ticket.request)
         limit = self._timeout_s if timeout_s is None else timeout_s
         await self._wait(lambda: ticket.done, limit, ticket.kind.capitalize())
         if ticket.error is not None:
@@ -211,9 +207,8 @@ class Session(SessionView):
         self._closing.set()
         if first and self._stream is not None:
             if self._connected:
-                async with self._writing:
-                    await self._stream.send(ps.PlayRequest(close=ps.Close(reason=reason)))
-                    await self._stream.half_close()
+                self._stream.send(ps.PlayRequest(close=ps.Close(reason=reason)))
+                self._stream.half_close()
             else:
                 self._stream.cancel()
         await self._finish(first)
@@ -253,13 +248,13 @@ class Session(SessionView):
         if not ok and self._core.error is not None:
             raise self._core.error
 
-    async def _send(self, request: ps.PlayRequest) -> None:
+    def _send(self, request: ps.PlayRequest) -> None:
         """Send now, or leave it to the resume: what matters is in the core's log."""
         if self._core.error is not None:
             raise self._core.error
         if self._connected and self._stream is not None:
             self._last_sent = time.monotonic()
-            await self._stream.send(request)
+            self._stream.send(request)
 
     async def _run(self) -> None:
         """Dial, read, and dial again after a lost stream."""
@@ -293,14 +288,13 @@ class Session(SessionView):
             self._stream = Stream(self._dial(moved.address if moved is not None else None), self._metadata)
             return await self._stream.run(self._core.open_request(), self._timeout_s, self._on_message)
         except Exception as error:  # noqa: BLE001 - the session's task must not die in silence
-            return StateError(f"the stream failed: {type(error).__name__}: {error}")
+            return StateError(f"could not dial: {type(error).__name__}: {error}")
 
-    async def _on_message(self, stream: Stream, response: ps.PlayResponse) -> None:
+    def _on_message(self, stream: Stream, response: ps.PlayResponse) -> None:
         if response.HasField("opened"):
-            async with self._writing:
-                for request in self._core.on_opened(response.opened):
-                    await stream.send(request)
-                self._connected = True
+            for request in self._core.on_opened(response.opened):
+                stream.send(request)
+            self._connected = True
         else:
             self._core.on_response(response)
         self._changed.notify()
@@ -312,6 +306,5 @@ class Session(SessionView):
                 async with asyncio.timeout(interval_s / 3):
                     await self._closing.wait()
             if self._connected and time.monotonic() - self._last_sent > interval_s * 2 / 3:
-                async with self._writing:
-                    with contextlib.suppress(PlayserveError):
-                        await self._send(ps.PlayRequest(ping=ps.Ping()))
+                with contextlib.suppress(PlayserveError):
+                    self._send(ps.PlayRequest(ping=ps.Ping()))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import grpc
 import grpc.aio
 
-from playserve.errors import CancelledError, PlayserveError, TimeoutExceededError, from_rpc_error
+from playserve.errors import CancelledError, PlayserveError, ServerFault, TimeoutExceededError, from_rpc_error
 
 __all__ = ["Signal", "Stream"]
 
@@ -44,7 +45,7 @@ class Signal:
 
 
 class Stream:
-    """One call.
+    """One call: a queue that its writer task empties, so that a waiter who is cancelled breaks no message.
 
     Args:
         method: Stub's method.
@@ -53,60 +54,57 @@ class Stream:
 
     def __init__(self, method: Callable[..., Any], metadata: Any) -> None:
         self._call = method(metadata=metadata)
+        self._outbox: asyncio.Queue[Any] = asyncio.Queue()
 
     async def run(
-        self, first: Any, timeout_s: float, on_message: Callable[[Stream, Any], Awaitable[None]]
+        self, first: Any, timeout_s: float, on_message: Callable[[Stream, Any], None]
     ) -> PlayserveError | None:
         """Send the first request and hand over each response; return the error that ended the call, None for OK."""
         call = self._call
+        self.send(first)
+        writer = asyncio.create_task(self._write(), name="playserve-writer")
         try:
             async with asyncio.timeout(timeout_s):
-                await call.write(first)
                 response = await call.read()
             while response is not grpc.aio.EOF:
-                await on_message(self, response)
+                on_message(self, response)
                 response = await call.read()
         except TimeoutError:
             call.cancel()
             return TimeoutExceededError(f"no answer to the first message in {timeout_s:g} s")
         except grpc.RpcError as error:
             return from_rpc_error(error)
-        except asyncio.InvalidStateError:  # it ended before the first write
-            return await self._status()
         except asyncio.CancelledError:
             call.cancel()
             if _task_is_cancelled():
                 raise
             return CancelledError("the call was cancelled")
+        except Exception as failure:  # noqa: BLE001 - whoever waits must hear of it
+            call.cancel()
+            return ServerFault(f"a message of the server's was not understood: {type(failure).__name__}: {failure}")
+        finally:
+            writer.cancel()
+            await asyncio.gather(writer, return_exceptions=True)
         return None
 
-    async def _status(self) -> PlayserveError | None:
+    async def _write(self) -> None:
         call = self._call
-        code = await call.code()
-        if code is grpc.StatusCode.OK:
-            return None
-        initial, trailing = await call.initial_metadata(), await call.trailing_metadata()
-        return from_rpc_error(grpc.aio.AioRpcError(code, initial, trailing, await call.details()))
+        # Not call.write: when a write fails because the server has ended the call, it overwrites the server's status
+        # with an INTERNAL of its own, and the reason is lost.
+        send = getattr(getattr(call, "_cython_call", None), "send_serialized_message", None)
+        with contextlib.suppress(Exception):  # of a call that has ended; `run` sees its status
+            await call.wait_for_connection()
+            while (request := await self._outbox.get()) is not None:
+                await (call.write(request) if send is None else send(request.SerializeToString()))
+            await call.done_writing()
 
-    async def send(self, request: Any) -> None:
+    def send(self, request: Any) -> None:
         """Send a request, in order; without effect when the call has ended."""
-        try:
-            await self._call.write(request)
-        except (grpc.RpcError, asyncio.InvalidStateError, grpc.aio.UsageError):
-            pass  # `run` sees the end, too, and says why
-        except asyncio.CancelledError:
-            if _task_is_cancelled():
-                raise
+        self._outbox.put_nowait(request)
 
-    async def half_close(self) -> None:
+    def half_close(self) -> None:
         """Say that no more requests come."""
-        try:
-            await self._call.done_writing()
-        except (grpc.RpcError, asyncio.InvalidStateError, grpc.aio.UsageError):
-            pass
-        except asyncio.CancelledError:
-            if _task_is_cancelled():
-                raise
+        self._outbox.put_nowait(None)
 
     def cancel(self) -> None:
         """End the call now."""
