@@ -16,7 +16,6 @@ from playserve.errors import (
     AccessDeniedError,
     DrainingError,
     EngineFailedError,
-    LayoutMismatchError,
     NoFreeSlotError,
     PlayserveError,
     SessionClosedError,
@@ -25,6 +24,7 @@ from playserve.errors import (
     StepFailedError,
     SupersededError,
 )
+from playserve_services.inference import transfer
 from playserve_services.inference.batcher import Batcher
 from playserve_services.inference.catalog import Catalog, LoadedPolicy
 from playserve_services.inference.engine import Batch, BatchResult, Engine
@@ -41,8 +41,7 @@ from playserve_services.inference.sessions import (
     Settings,
     Slot,
 )
-from playserve_services.inference.slots import SlotLease, StateBlob
-from playserve_services.inference.transfer import restore_slot, slot_header
+from playserve_services.inference.slots import SlotLease
 
 __all__ = ["CoreLimits", "InferenceCore", "OpenRequest"]
 
@@ -452,16 +451,7 @@ class InferenceCore:
         `done(blob, None)` gets the bytes of a `StateBlob`, which :meth:`import_state` takes here or elsewhere;
         `done(None, error)` says what failed.
         """
-        slot = session.slots[0]
-        if slot.busy:
-            raise ValueError(f"session {session.session_id} has a frame in the engine")
-        header = slot_header(slot)
-        pool, index = slot.lease.pool, slot.lease.slot
-
-        def finish(tensors: Any, error: Exception | None) -> None:
-            done(None if error is not None else StateBlob(header, tensors).pack(), error)
-
-        self.engine.call(lambda: pool.export_slot(index), finish)
+        transfer.export_state(self.engine, session, done)
 
     def import_state(self, session: Session, data: bytes, done: Callable[[Exception | None], None]) -> None:
         """Put an exported memory into a play session that has not stepped yet.
@@ -470,24 +460,7 @@ class InferenceCore:
             DataLossError: The bytes are damaged.
             LayoutMismatchError: Another layout.
         """
-        blob = StateBlob.unpack(data)
-        slot = session.slots[0]
-        if slot.busy or slot.queue or slot.seen_seq:
-            raise ValueError(f"session {session.session_id} has begun to play")
-        pool, lease = slot.lease.pool, slot.lease
-        digest = str(blob.header.get("layout", ""))
-        if digest != pool.digest:
-            raise LayoutMismatchError(f"a state of layout {digest!r} does not fit a pool of layout {pool.digest!r}")
-
-        def write() -> None:
-            pool.import_slot(lease.slot, digest, blob.tensors)
-
-        def finish(_: Any, error: Exception | None) -> None:
-            if error is None and lease.valid():
-                restore_slot(slot, blob.header)
-            done(error)
-
-        self.engine.call(write, finish)
+        transfer.import_state(self.engine, session, data, done)
 
     def on_engine_death(self) -> None:
         """The engine thread is gone: nothing will be answered any more."""

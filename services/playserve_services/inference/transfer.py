@@ -1,15 +1,20 @@
-"""What of a slot travels beside its tensors: its place in the episode and in its random stream, and its settings."""
+"""Taking a session's memory out, and putting it in elsewhere.
+
+Beside the slot's tensors travel its place in the episode and in its random stream, and its settings.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from playserve.errors import DataLossError
-from playserve_services.inference.sessions import Settings, Slot
+from playserve.errors import DataLossError, LayoutMismatchError
+from playserve_services.inference.engine import Engine
+from playserve_services.inference.sessions import Session, Settings, Slot
+from playserve_services.inference.slots import StateBlob
 
-__all__ = ["restore_slot", "slot_header"]
+__all__ = ["export_state", "import_state", "restore_slot", "slot_header"]
 
 _FIELDS = ("seed", "counter", "episode_id", "entered_seq", "fresh")
 
@@ -42,3 +47,39 @@ def restore_slot(slot: Slot, header: Mapping[str, Any]) -> None:
         raise DataLossError(f"the header of an exported state is not whole: {error}") from error
     slot.last_action = None if last is None else tuple(last)
     slot.seen_seq, slot.seen_episode = slot.entered_seq, slot.episode_id
+
+
+def export_state(engine: Engine, session: Session, done: Callable[[bytes | None, Exception | None], None]) -> None:
+    """See :meth:`InferenceCore.export_state`."""
+    slot = session.slots[0]
+    if slot.busy:
+        raise ValueError(f"session {session.session_id} has a frame in the engine")
+    header = slot_header(slot)
+    pool, index = slot.lease.pool, slot.lease.slot
+
+    def finish(tensors: Any, error: Exception | None) -> None:
+        done(None if error is not None else StateBlob(header, tensors).pack(), error)
+
+    engine.call(lambda: pool.export_slot(index), finish)
+
+
+def import_state(engine: Engine, session: Session, data: bytes, done: Callable[[Exception | None], None]) -> None:
+    """See :meth:`InferenceCore.import_state`."""
+    blob = StateBlob.unpack(data)
+    slot = session.slots[0]
+    if slot.busy or slot.queue or slot.seen_seq:
+        raise ValueError(f"session {session.session_id} has begun to play")
+    pool, lease = slot.lease.pool, slot.lease
+    digest = str(blob.header.get("layout", ""))
+    if digest != pool.digest:
+        raise LayoutMismatchError(f"a state of layout {digest!r} does not fit a pool of layout {pool.digest!r}")
+
+    def write() -> None:
+        pool.import_slot(lease.slot, digest, blob.tensors)
+
+    def finish(_: Any, error: Exception | None) -> None:
+        if error is None and lease.valid():
+            restore_slot(slot, blob.header)
+        done(error)
+
+    engine.call(write, finish)
