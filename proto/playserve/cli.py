@@ -24,8 +24,8 @@ _EXTRAS = {
     "torch": "train", "safetensors": "train", "fsspec": "train",
     "prometheus_client": "serve", "pydantic_settings": "serve", "fastapi": "serve", "grpc_health": "serve",
     "grpc_reflection": "serve", "tritonclient": "serve",
-    "ale_py": "envs", "gymnasium": "envs", "nle": "envs", "cv2": "envs", "rich": "envs",
-    "lz4": "play", "simplejpeg": "play", "PIL": "play", "mss": "play", "pynput": "play",
+    "ale_py": "envs", "gymnasium": "envs", "nle": "envs", "cv2": "envs", "rich": "envs", "PIL": "envs",
+    "lz4": "play", "simplejpeg": "play", "mss": "play", "pynput": "play",
 }  # fmt: skip
 
 
