@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from numpy.typing import NDArray
 
 from playserve.errors import PlayserveError, ServerFault, ServerUnavailableError
 from playserve.specs import PolicySpec
@@ -183,7 +185,10 @@ class Driver:
             rollout.close()
             raise
         self._version = rollout.spec.version
-        self._stream = EvaluatorStream(rollout, self._pool.act, self._pool.wake)
+        self._stream = EvaluatorStream(rollout, self._inputs, self._pool.act, self._pool.wake)
+
+    def _inputs(self, rows: Sequence[int]) -> dict[str, NDArray[Any]]:
+        return {name: self._pool.read(shown, rows) for name, shown in self._names.items()}
 
     def _close_stream(self) -> None:
         if self._stream is not None:
@@ -269,13 +274,13 @@ class Driver:
     def _send(self, events: Events) -> None:
         if self._stream is None or not events.ready:
             return
-        ready = [(row, tag) for row, tag in events.ready if (c := self._current.get(row)) is not None and c.tag == tag]
-        if not ready:
-            return
-        rows = [row for row, _ in ready]
-        inputs = {name: self._pool.read(shown, rows) for name, shown in self._names.items()}
-        seeds = [self._current[row].assignment.sampling_seed for row in rows]
-        self._stream.send(rows, [tag for _, tag in ready], inputs, seeds)
+        ready = [
+            (row, tag, current.assignment.sampling_seed)
+            for row, tag in events.ready
+            if (current := self._current.get(row)) is not None and current.tag == tag
+        ]
+        if ready:
+            self._stream.submit(ready)
 
     def _assign(self) -> None:
         tasks = []

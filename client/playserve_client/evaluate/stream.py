@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,14 +26,19 @@ from playserve.specs import PolicySpec
 from playserve_client.channels import stream_was_lost
 from playserve_client.rollout import Rollout
 
-__all__ = ["Deliver", "EvaluatorStream", "may_reopen", "reopen"]
+__all__ = ["Deliver", "EvaluatorStream", "Read", "may_reopen", "reopen"]
 
+#: Returns the policy's inputs of some rows by name, [n, *shape] each.
+Read = Callable[[Sequence[int]], Mapping[str, NDArray[Any]]]
 #: Takes (rows, tags, actions), int64 [n] each, in the stream's thread.
 Deliver = Callable[[NDArray[np.int64], NDArray[np.int64], NDArray[np.integer[Any]]], None]
 
 # Rows that wait longer than this for the server's answer wait for a server that is gone.
 _SILENCE_S = 60.0
 _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.1, 2.0
+# A message costs the processor more than its rows do (measured: as much as 8 Atari frames), so rows that become ready
+# while so many messages are on their way wait for one another. A fast server sees small messages, a slow one large.
+_MAX_MESSAGES = 2
 
 
 class EvaluatorStream:
@@ -41,19 +46,30 @@ class EvaluatorStream:
 
     Args:
         rollout: An open rollout; closed with this.
+        read: Returns the inputs of rows that were submitted.
         deliver: Takes the actions.
-        wake: Called in the stream's thread after an error was put where :meth:`take_error` finds it.
+        wake: Called after an error was put where :meth:`take_error` finds it.
         silence_s: How long rows may wait for the server.
     """
 
     def __init__(
-        self, rollout: Rollout, deliver: Deliver, wake: Callable[[], None], silence_s: float = _SILENCE_S
+        self,
+        rollout: Rollout,
+        read: Read,
+        deliver: Deliver,
+        wake: Callable[[], None],
+        silence_s: float = _SILENCE_S,
     ) -> None:
-        self._rollout, self._deliver, self._wake, self._silence_s = rollout, deliver, wake, silence_s
+        self._rollout, self._read, self._deliver, self._wake = rollout, read, deliver, wake
+        self._silence_s = silence_s
         self._errors: queue.SimpleQueue[PlayserveError] = queue.SimpleQueue()
         self._closing = False
-        self._sent = self._answered = 0  # rows; each is written by one thread only
-        self._thread = threading.Thread(target=self._read, name="rollout-actions", daemon=True)
+        self._lock = threading.Lock()  # guards what follows; rows are sent by whichever thread finds them sendable
+        self._pending: list[tuple[int, int, int]] = []
+        self._message_of: dict[int, int] = {}  # by row
+        self._rows_left: dict[int, int] = {}  # by message that is on its way
+        self._messages = 0
+        self._thread = threading.Thread(target=self._receive, name="rollout-actions", daemon=True)
         self._thread.start()
 
     @property
@@ -61,15 +77,43 @@ class EvaluatorStream:
         """Return the spec of the policy version in use."""
         return self._rollout.spec
 
-    def send(
-        self, rows: Sequence[int], tags: Sequence[int], inputs: Mapping[str, NDArray[Any]], seeds: Sequence[int]
-    ) -> None:
-        """Send one step of some rows; without effect once the stream has ended (an error says so)."""
-        self._sent += len(rows)
+    def submit(self, rows: Sequence[tuple[int, int, int]]) -> None:
+        """Send one step of some rows, (row, tag, sampling seed) each, as soon as that is sensible.
+
+        Their inputs may be read until their actions are delivered. Once the stream has ended this has no effect: an
+        error says so.
+        """
+        with self._lock:
+            self._pending.extend(rows)
+            self._send_pending()
+
+    def _send_pending(self) -> None:
+        if not self._pending or len(self._rows_left) >= _MAX_MESSAGES:
+            return
+        # A row that was begun anew while it waited is there twice: the newer one counts.
+        newest = {row: (tag, seed) for row, tag, seed in self._pending}
+        self._pending = []
+        rows = list(newest)
+        self._messages += 1
+        self._rows_left[self._messages] = len(rows)
+        self._message_of.update(dict.fromkeys(rows, self._messages))
         try:
-            self._rollout.send(rows, tags, inputs, episode_seeds=seeds)
+            self._rollout.send(
+                rows, [tag for tag, _ in newest.values()], self._read(rows), [seed for _, seed in newest.values()]
+            )
         except PlayserveError as error:
             self._trouble(error)
+
+    def _answered(self, rows: Iterable[int]) -> None:
+        with self._lock:
+            for row in rows:
+                message = self._message_of.pop(row, 0)
+                left = self._rows_left.get(message, 0) - 1
+                if left > 0:
+                    self._rows_left[message] = left
+                else:
+                    self._rows_left.pop(message, None)
+            self._send_pending()
 
     def take_error(self) -> PlayserveError | None:
         """Return the next error: of a row where its `env_id` is set, else the one that ended the stream."""
@@ -84,23 +128,23 @@ class EvaluatorStream:
         self._rollout.close()
         self._thread.join()
 
-    def _read(self) -> None:
+    def _receive(self) -> None:
         while not self._closing:
-            before, asked = self._sent, time.monotonic()
+            waiting, asked = bool(self._rows_left), time.monotonic()
             try:
                 batch = self._rollout.recv(self._silence_s)
             except TimeoutExceededError as error:
                 # Nothing to wait for is no trouble; an answer in less than the time to wait is how the stream ended.
-                if before > self._answered or time.monotonic() - asked < self._silence_s / 2:
+                if waiting or time.monotonic() - asked < self._silence_s / 2:
                     return self._trouble(error)
             except PlayserveError as error:
-                self._answered += 1
                 self._trouble(error)
                 if error.env_id is None:
                     return None
+                self._answered([error.env_id])
             else:
-                self._answered += len(batch)
                 self._deliver(batch.env_ids, batch.episode_ids, np.asarray(batch.actions))
+                self._answered(batch.env_ids.tolist())
         return None
 
     def _trouble(self, error: PlayserveError) -> None:

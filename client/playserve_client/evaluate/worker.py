@@ -31,7 +31,7 @@ from playserve_client.evaluate.players import Player, make_player
 __all__ = ["work"]
 
 # A ready row is reported at the latest after this long, and before any step expected to take longer than that.
-_REPORT_S = 0.002
+_REPORT_S = 0.02
 # Local rows report their steps so often.
 _PROGRESS_S = 0.2
 
