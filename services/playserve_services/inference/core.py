@@ -275,6 +275,8 @@ class InferenceCore:
         session = slot.session
         if frame.budget is False and session.live and session.rate_hz > 0:
             frame.deadline_ns = frame.arrived_ns + int(1e9 / session.rate_hz)
+        if session.follow and not slot.busy and not slot.queued:
+            self._follow(session)
         before = session.frames_dropped
         arrival = slot.arrive(frame, self.limits.max_steps_in_flight)
         if arrival is Arrival.QUEUED and not slot.busy:
