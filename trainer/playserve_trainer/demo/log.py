@@ -1,0 +1,150 @@
+"""The demo's own record, ``demo.json``: its plan, each stage with its command and times, and at the end the outcome."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from playserve.errors import BadSettingError, DataLossError
+from playserve_trainer.demo.plan import DemoPlan
+
+__all__ = ["FORMAT_VERSION", "LOG_NAME", "DemoLog", "describe_machine", "now"]
+
+FORMAT_VERSION = 1
+LOG_NAME = "demo.json"
+
+
+def now() -> str:
+    """Return the UTC time, ISO 8601."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+class DemoLog:
+    """``demo.json`` of one folder, on disk after every change.
+
+    Attributes:
+        value: The JSON object.
+    """
+
+    def __init__(self, out: Path, value: dict[str, Any]) -> None:
+        self.path = out / LOG_NAME
+        self.value = value
+
+    @classmethod
+    def open(cls, out: Path, plan: DemoPlan) -> DemoLog:
+        """Begin the record of `out`, or go on with it.
+
+        Raises:
+            BadSettingError: The folder was begun with another plan.
+            DataLossError: The file is damaged.
+        """
+        path = out / LOG_NAME
+        if not path.exists():
+            log = cls(out, {
+                "format_version": FORMAT_VERSION, "plan": plan.to_json(), "started_at": now(),
+                "machine": describe_machine(), "stages": [],
+            })  # fmt: skip
+            log.save()
+            return log
+        try:
+            value = json.loads(path.read_text())
+            found, begun = value["format_version"], value["plan"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataLossError(f"{path} is damaged ({error}); start over with --fresh") from error
+        if (found, begun) != (FORMAT_VERSION, plan.to_json()):
+            raise BadSettingError(
+                f"{out} was begun with another plan ({begun.get('name')}, format {found}); start over with --fresh, "
+                "or choose another --out"
+            )
+        for stage in value["stages"]:
+            for attempt in stage["attempts"]:
+                if attempt["status"] == "running":  # killed outright: nobody knows how long it took
+                    attempt["status"] = "killed"
+        return cls(out, value)
+
+    @contextmanager
+    def stage(self, name: str, title: str, command: list[str]) -> Iterator[None]:
+        """Time one attempt at a stage; how it ended is kept whatever happens."""
+        stage = next((item for item in self.value["stages"] if item["name"] == name), None)
+        if stage is None:
+            stage = {"name": name, "title": title, "command": command, "attempts": []}
+            self.value["stages"].append(stage)
+        stage["command"] = command
+        attempt: dict[str, Any] = {
+            "started_at": now(), "status": "running", "seconds": None, "load_before": _load(), "load_after": None,
+        }  # fmt: skip
+        stage["attempts"].append(attempt)
+        self.save()
+        started = time.monotonic()
+        try:
+            yield
+            attempt["status"] = "finished"
+        except KeyboardInterrupt:
+            attempt["status"] = "interrupted"
+            raise
+        except BaseException:
+            attempt["status"] = "failed"
+            raise
+        finally:
+            attempt["seconds"] = round(time.monotonic() - started, 3)
+            attempt["load_after"] = _load()
+            self.save()
+
+    def seconds(self) -> dict[str, float]:
+        """Return the time of each stage, all attempts together."""
+        return {
+            stage["name"]: round(sum(attempt["seconds"] or 0.0 for attempt in stage["attempts"]), 3)
+            for stage in self.value["stages"]
+        }
+
+    def total_s(self) -> float:
+        """Return the time of all stages together."""
+        return round(sum(self.seconds().values()), 3)
+
+    def update(self, values: Mapping[str, Any]) -> None:
+        """Set keys, and save."""
+        self.value.update(values)
+        self.save()
+
+    def save(self) -> None:
+        """Write the file, atomically."""
+        temporary = self.path.with_name(f".{self.path.name}.tmp")
+        temporary.write_text(json.dumps(self.value, indent=2, allow_nan=False) + "\n")
+        temporary.replace(self.path)
+
+
+def describe_machine() -> dict[str, Any]:
+    """Return what the demo runs on, as JSON; what cannot be found out is None."""
+    packages = {}
+    for name in ("playserve", "torch", "ale-py", "numpy"):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "packages": packages,
+    }
+
+
+def _cpu_model() -> str | None:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or None
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
+
+
+def _load() -> list[float] | None:
+    return [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None

@@ -1,0 +1,201 @@
+"""What came out: reads the JSON files, the curves and the film that the demo's commands wrote, and judges the goals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from playserve.errors import DataLossError, NotFoundError
+from playserve_trainer.demo.plan import DemoPlan, GamePlan
+
+__all__ = [
+    "AGENT_ROW",
+    "Curve",
+    "GameOutcome",
+    "is_played",
+    "is_recorded",
+    "is_trained",
+    "read_outcome",
+    "read_outcomes",
+]
+
+#: The row that the goals are about.
+AGENT_ROW = "sample-s0"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """One learning curve.
+
+    Attributes:
+        samples: Frames trained on at each point.
+        loss: Nats a label.
+        accuracy: 0 to 1.
+    """
+
+    samples: Sequence[float]
+    loss: Sequence[float]
+    accuracy: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GameOutcome:
+    """Everything that the page tells of one game.
+
+    Attributes:
+        plan: What was wanted.
+        recording: summary.json of the recording.
+        summary: summary.json of the training.
+        manifest: manifest.json of the published checkpoint.
+        results: results.json of the rollout.
+        learning: Running means over training batches.
+        held_out: Evaluations on held-out episodes.
+        video: What the film shows, or None.
+        film: Its bytes (GIF), or None.
+    """
+
+    plan: GamePlan
+    recording: Mapping[str, Any]
+    summary: Mapping[str, Any]
+    manifest: Mapping[str, Any]
+    results: Mapping[str, Any]
+    learning: Curve
+    held_out: Curve
+    video: Mapping[str, Any] | None
+    film: bytes | None
+
+    @property
+    def rows(self) -> Sequence[Mapping[str, Any]]:
+        """The rows of the score table."""
+        rows: Sequence[Mapping[str, Any]] = self.results["rows"]
+        return rows
+
+    def row(self, key: str) -> Mapping[str, Any] | None:
+        """Return a row by its key, None where it was not played."""
+        return next((row for row in self.rows if row["key"] == key), None)
+
+    def name_of(self, row: Mapping[str, Any]) -> str:
+        """Return a row's name for people, with the action's name instead of its number."""
+        kind, _, number = str(row["name"]).rstrip(")").partition(" (")
+        names = self.manifest["config"].get("action_names") or []
+        if row["key"].startswith("constant") and number.isdigit() and int(number) < len(names):
+            return f"always {names[int(number)]}"
+        return f"{kind} ({number})" if number else kind
+
+    def scores(self, key: str) -> list[float]:
+        """Return the score of each episode of a row."""
+        return [episode["score"] for episode in self.results["episodes"] if episode["row"] == key]
+
+    def judge(self) -> dict[str, Any]:
+        """Return mean, interval and goal of the agent as a JSON value; `met` is None where no goal was set."""
+        row = self.row(AGENT_ROW) or {}
+        mean, interval, goal = row.get("mean"), row.get("mean_interval"), self.plan.goal
+        low = interval["low"] if interval else None
+        return {
+            "game": self.plan.game,
+            "row": AGENT_ROW,
+            "episodes": row.get("episodes", 0),
+            "mean": mean,
+            "interval": interval,
+            "goal": goal,
+            "goal_note": self.plan.goal_note,
+            "met": None if goal is None else mean is not None and mean >= goal,
+            "lower_bound_met": None if goal is None else low is not None and low >= goal,
+        }
+
+
+def read_outcomes(plan: DemoPlan, out: Path) -> list[GameOutcome]:
+    """Return the outcome of each game; raises as :func:`read_outcome`."""
+    return [read_outcome(game, out) for game in plan.games]
+
+
+def read_outcome(game: GamePlan, out: Path) -> GameOutcome:
+    """Return the outcome of one game.
+
+    Raises:
+        NotFoundError: A file is missing.
+        DataLossError: A file is damaged.
+    """
+    train, rollout = out / "train" / game.game, out / "rollout" / game.game
+    summary, results = _read(train / "summary.json"), _read(rollout / "results.json")
+    learning, held_out = _read_curves(train / "metrics.jsonl")
+    video = results["videos"][0] if results["videos"] else None
+    film = rollout / video["path"] if video else None
+    return GameOutcome(
+        plan=game,
+        recording=_read(out / "data" / "atari" / game.game / "summary.json"),
+        summary=summary,
+        manifest=_read(_published(summary, out / "store")),
+        results=results,
+        learning=learning,
+        held_out=held_out,
+        video=video,
+        film=film.read_bytes() if film is not None and film.exists() else None,
+    )
+
+
+def is_recorded(game: GamePlan, folder: Path) -> bool:
+    """Return whether the recording in `folder` is whole."""
+    summary = _read_or_none(folder / "summary.json")
+    return summary is not None and not summary["interrupted"] and summary["frames"] >= game.steps
+
+
+def is_trained(folder: Path, store: Path) -> bool:
+    """Return whether the training in `folder` reached its end and its checkpoint is in the store."""
+    summary = _read_or_none(folder / "summary.json")
+    if summary is None or not summary["finished"] or not summary["published"]:
+        return False
+    return _published(summary, store).exists()
+
+
+def is_played(folder: Path) -> bool:
+    """Return whether the rollout in `folder` is whole."""
+    results = _read_or_none(folder / "results.json")
+    return bool(results and results["complete"] and not results.get("failed"))
+
+
+def _published(summary: Mapping[str, Any], store: Path) -> Path:
+    # By its place in the demo's folder: the summary's own path means something only where the demo was started.
+    published = summary["published"]
+    return store / str(published["name"]) / str(published["version"]) / "manifest.json"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value: dict[str, Any] = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{path} is not there; `playserve demo` with the same --out makes it") from error
+    except ValueError as error:
+        raise DataLossError(f"{path} is damaged: {error}") from error
+    return value
+
+
+def _read_or_none(path: Path) -> dict[str, Any] | None:
+    try:
+        return _read(path)
+    except (NotFoundError, DataLossError):
+        return None
+
+
+def _read_curves(path: Path) -> tuple[Curve, Curve]:
+    points: dict[str, list[tuple[float, float, float]]] = {"train": [], "eval": []}
+    try:
+        lines = path.read_text().splitlines()
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{path} is not there: no learning curve to show") from error
+    for line in lines:
+        try:
+            item = json.loads(line)
+            prefix = "held_out_" if item["kind"] == "eval" else ""
+            points[item["kind"]].append((item["samples"], item[f"{prefix}loss"], item[f"{prefix}accuracy"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataLossError(f"{path} has a line that is no metric: {line[:80]!r}") from error
+    return _curve(points["train"]), _curve(points["eval"])
+
+
+def _curve(points: Sequence[tuple[float, float, float]]) -> Curve:
+    samples, loss, accuracy = zip(*points, strict=True) if points else ((), (), ())
+    return Curve(samples=samples, loss=loss, accuracy=accuracy)

@@ -1,0 +1,154 @@
+"""The demo from beginning to end: each stage is skipped when its files are whole, run when not, and timed."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from playserve.errors import BadSettingError, ServerFault
+from playserve_trainer.demo.log import LOG_NAME, DemoLog, now
+from playserve_trainer.demo.outcome import GameOutcome, is_played, is_recorded, is_trained, read_outcomes
+from playserve_trainer.demo.page import render_page
+from playserve_trainer.demo.plan import DemoPlan, Step, playing, recording, serving, training
+from playserve_trainer.demo.processes import run_command, serve, shown
+from playserve_trainer.demo.table import clock, print_outcomes, print_times
+
+__all__ = ["PAGE_NAME", "run_demo"]
+
+PAGE_NAME = "index.html"
+_LOCK_NAME = ".lock"
+# What a demo writes, and so what --fresh may throw away.
+_PARTS = ("data", "train", "store", "rollout", "logs")
+_STATE_NAME = "state.safetensors"
+
+
+def run_demo(plan: DemoPlan, out: Path, console: Console, *, fresh: bool = False) -> int:
+    """Run what is missing of `plan` in the folder `out`, write the page; return 0, or 1 where a goal is missed.
+
+    Raises:
+        PlayserveError: The folder was begun with another plan, is in use, or a stage failed; what is finished is kept.
+        KeyboardInterrupt: Somebody stopped it; the same call goes on.
+    """
+    started = time.monotonic()
+    out.mkdir(parents=True, exist_ok=True)
+    with _locked(out):
+        if fresh:
+            _clear(out)
+        log = DemoLog.open(out, plan)
+        _Demo(plan, out, console, log).run()
+        outcomes = read_outcomes(plan, out)
+        log.update({"run_seconds": round(time.monotonic() - started, 3)})
+        return _conclude(outcomes, out, console, log)
+
+
+class _Demo:
+    """The stages of one folder."""
+
+    def __init__(self, plan: DemoPlan, out: Path, console: Console, log: DemoLog) -> None:
+        self._plan, self._out, self._console, self._log = plan, out, console, log
+        self._total, self._number = 3 * len(plan.games), 0
+        self._started = time.monotonic()
+
+    def run(self) -> None:
+        """Record, train and play each game."""
+        plan, out = self._plan, self._out
+        for game in plan.games:
+            step = recording(plan, game, out)
+            self._stage(step, done=is_recorded(game, step.out))
+        for game in plan.games:
+            step = training(game, out)
+            resume = ("--resume",) if (step.out / _STATE_NAME).exists() else ()
+            self._stage(step, done=is_trained(step.out, out / "store"), more=resume)
+        self._play()
+
+    def _play(self) -> None:
+        plan, out = self._plan, self._out
+        steps = [playing(plan, game, out, "-") for game in plan.games]
+        if all(is_played(step.out) for step in steps):
+            for step in steps:
+                self._stage(step, done=True)
+            return
+        command = serving(out)
+        self._console.print(f"\n[bold]Serve[/bold] what was published\n$ {escape(shown(command))}")
+        with ExitStack() as stack:
+            with self._log.stage("serve", "Start the policy server", ["playserve", *command]):
+                address = stack.enter_context(serve(command, out / "logs" / "serve.log"))
+            self._console.print(f"ready at {address}")
+            for game in plan.games:
+                step = playing(plan, game, out, address)
+                self._stage(step, done=is_played(step.out))
+
+    def _stage(self, step: Step, *, done: bool, more: Sequence[str] = ()) -> None:
+        """Run one command, unless its files are whole already."""
+        self._number += 1
+        since = clock(time.monotonic() - self._started)
+        about = f", about {clock(step.expected_s)}" if step.expected_s and not done else ""
+        self._console.print(
+            f"\n[bold]{self._number}/{self._total} {escape(step.title)}[/bold] ({since} since the start{about})"
+        )
+        command = (*step.command, *more)
+        if done:
+            self._console.print("finished by an earlier demo in this folder: kept")
+            return
+        self._console.print(f"$ {escape(shown(command))}")
+        with self._log.stage(step.name, step.title, ["playserve", *command]):
+            status = run_command(command)
+            if status:
+                raise ServerFault(
+                    f"stage {step.name} ended with status {status}; what is finished is kept in {self._out}"
+                )
+
+
+def _conclude(outcomes: Sequence[GameOutcome], out: Path, console: Console, log: DemoLog) -> int:
+    """Write page and record, print the tables; return the exit status."""
+    verdicts = [outcome.judge() for outcome in outcomes]
+    missed = [verdict for verdict in verdicts if verdict["met"] is False]
+    page = out / PAGE_NAME
+    log.update({
+        "finished_at": now(), "outcomes": verdicts, "goals_met": None if not _judged(verdicts) else not missed,
+        "stage_seconds": log.seconds(), "total_seconds": log.total_s(), "page": PAGE_NAME,
+    })  # fmt: skip
+    temporary = page.with_name(f".{page.name}.tmp")
+    temporary.write_text(render_page(outcomes, log.value), encoding="utf-8")
+    temporary.replace(page)
+    console.print()
+    print_outcomes(outcomes, console)
+    print_times(log, console)
+    console.print(f"page: {page}   record: {log.path}", markup=False)
+    return 1 if missed else 0
+
+
+def _judged(verdicts: Sequence[dict[str, object]]) -> bool:
+    return any(verdict["met"] is not None for verdict in verdicts)
+
+
+def _clear(out: Path) -> None:
+    """Throw away an earlier demo; a folder that holds none is left as it is."""
+    if not (out / LOG_NAME).exists():
+        strangers = sorted(path.name for path in out.iterdir() if path.name != _LOCK_NAME)
+        if strangers:
+            raise BadSettingError(
+                f"--fresh would empty {out}, which holds {', '.join(strangers[:5])} but no {LOG_NAME}: it is no demo's "
+                "folder. Choose another --out"
+            )
+    for name in _PARTS:
+        shutil.rmtree(out / name, ignore_errors=True)
+    for name in (PAGE_NAME, LOG_NAME):
+        (out / name).unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    with (out / _LOCK_NAME).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise BadSettingError(f"another demo is at work in {out}; wait for it, or choose another --out") from None
+        yield

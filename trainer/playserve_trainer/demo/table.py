@@ -1,0 +1,113 @@
+"""The demo's tables for the terminal: scores beside their goals, and where the time went."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from playserve_trainer.demo.log import DemoLog
+from playserve_trainer.demo.outcome import GameOutcome
+
+__all__ = ["clock", "duration", "number", "print_outcomes", "print_times", "protocol_lines", "verdict_line"]
+
+
+def number(value: float | None) -> str:
+    """Return a score as people read it; a missing one is a dash."""
+    if value is None:
+        return "-"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.1f}".removesuffix(".0") if abs(value) >= 10 else f"{value:.2f}".removesuffix(".00")
+
+
+def clock(seconds: float | None) -> str:
+    """Return minutes and seconds, such as "3:07"."""
+    if seconds is None:
+        return "-"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"
+
+
+def duration(seconds: float) -> str:
+    """Return minutes and seconds in words, such as "3 min 7 s"."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def verdict_line(verdict: Mapping[str, Any]) -> str:
+    """Return in words whether a game's goal is met, with the lower bound."""
+    interval, name = verdict["interval"], verdict["game"]
+    found = f"mean {number(verdict['mean'])}"
+    if interval:
+        found += f", 95% interval {number(interval['low'])} to {number(interval['high'])}"
+    found += f", {verdict['episodes']} episodes"
+    if verdict["goal"] is None:
+        return f"{name}: {found}; nothing is judged in a quick demo"
+    against = f"the goal of {number(verdict['goal'])} ({verdict['goal_note']})"
+    if not verdict["met"]:
+        return f"{name}: GOAL MISSED: {found}, is below {against}"
+    sure = "the lower bound reaches it too" if verdict["lower_bound_met"] else "but the lower bound is below it"
+    return f"{name}: goal met: {found}, reaches {against}; {sure}"
+
+
+def protocol_lines(outcomes: Sequence[GameOutcome]) -> list[str]:
+    """Return the protocol of the rollouts, said once where all games share it."""
+    lines: list[str] = []
+    for outcome in outcomes:
+        for line in outcome.results["protocol"]:
+            if line not in lines:
+                lines.append(line)
+    return lines
+
+
+def print_outcomes(outcomes: Sequence[GameOutcome], console: Console) -> None:
+    """Print the score table of each game, the protocol, and a verdict for each goal."""
+    for outcome in outcomes:
+        console.print(_score_table(outcome, plain=not console.is_terminal))
+    for line in protocol_lines(outcomes):
+        console.print(f"  {line}", markup=False)
+    for outcome in outcomes:
+        verdict = outcome.judge()
+        style = {True: "bold green", False: "bold red", None: ""}[verdict["met"]]
+        console.print(verdict_line(verdict), style=style, markup=False)
+
+
+def _score_table(outcome: GameOutcome, *, plain: bool) -> Table:
+    title = f"{outcome.plan.game}, played through the endpoint"
+    table = Table(box=box.ASCII2 if plain else box.ROUNDED, title=title, title_justify="left")
+    table.add_column("player", no_wrap=True)
+    for name in ("sticky", "n", "mean", "95% interval", "median", "steps"):
+        table.add_column(name, justify="right", no_wrap=True)
+    last = outcome.rows[0]["stickiness"] if outcome.rows else None
+    for row in outcome.rows:
+        if row["stickiness"] != last:
+            table.add_section()
+            last = row["stickiness"]
+        table.add_row(outcome.name_of(row), *_cells(row))
+    return table
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    interval = row["mean_interval"]
+    return [
+        "-" if row["stickiness"] is None else f"{row['stickiness']:g}",
+        f"{row['episodes']}",
+        number(row["mean"]),
+        f"{number(interval['low'])} to {number(interval['high'])}" if interval else "-",
+        number(row["median"]),
+        "-" if row["mean_steps"] is None else f"{row['mean_steps']:,.0f}",
+    ]
+
+
+def print_times(log: DemoLog, console: Console) -> None:
+    """Print the time of each stage and the whole."""
+    parts = ", ".join(f"{name} {clock(seconds)}" for name, seconds in log.seconds().items())
+    again = any(len(stage["attempts"]) > 1 for stage in log.value["stages"])
+    killed = any(attempt["seconds"] is None for stage in log.value["stages"] for attempt in stage["attempts"])
+    note = " (all attempts together" + (", one was killed and is not counted)" if killed else ")") if again else ""
+    console.print(f"stages: {clock(log.total_s())} in all{note}: {parts}", markup=False)
+    console.print(f"this run, from start to page: {clock(log.value['run_seconds'])}", markup=False)
