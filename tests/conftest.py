@@ -16,6 +16,8 @@ import pytest
 
 # Test tensors are tiny: more threads than one only make the two cores of a small machine fight. Before torch comes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# gRPC tells of every connection that a test tears down.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 try:
     import hypothesis
