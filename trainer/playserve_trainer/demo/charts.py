@@ -79,17 +79,17 @@ def score_chart(outcome: GameOutcome, stickiness: float | None) -> str:
         f'<text class="tick" x="{_f(scale(tick))}" y="{_f(bottom + 14)}" text-anchor="middle">{number(tick)}</text>'
         for tick in scale.ticks()
     ]
-    for index, row in enumerate(rows):
-        scores = outcome.scores(row["key"])
-        parts.append(_score_row(row, outcome.name_of(row), scores, scale, top + row_height * index))
     if goal is not None:
         x = scale(goal)
         parts.append(
             f'<line class="goal" x1="{_f(x)}" x2="{_f(x)}" y1="{_f(top)}" y2="{_f(bottom)}"/>'
             f'<text class="goal-label" x="{_f(x)}" y="{_f(top - 4)}" text-anchor="middle">goal {number(goal)}</text>'
         )
+    for index, row in enumerate(rows):
+        scores = outcome.scores(row["key"])
+        parts.append(_score_row(row, outcome.name_of(row), scores, scale, top + row_height * index))
     axis = "score of an episode, logarithmic" if scale.log else "score of an episode"
-    parts.append(f'<text class="tick" x="{_f(_WIDTH - 4)}" y="{_f(height - 1)}" text-anchor="end">{axis}</text>')
+    parts.append(f'<text class="tick" x="{_f(_WIDTH - 4)}" y="{_f(height - 4)}" text-anchor="end">{axis}</text>')
     spoken = "; ".join(f"{outcome.name_of(row)}: mean {number(row['mean'])}{_spoken_interval(row)}" for row in rows)
     return _svg(height, f"Scores in {outcome.plan.game}", spoken, "".join(parts))
 
@@ -143,10 +143,8 @@ def curve_chart(
     if not everything:
         return _svg(40, title, "nothing was measured", '<text class="label" x="8" y="24">nothing was measured</text>')
     low, high = min(everything), max(everything)
-    if percent:  # at least five points of accuracy: noise is not to fill the picture
-        low = max(0.0, min(low, high - 0.05))
-    else:
-        low = min(0.0, low)
+    # At least five points of accuracy: noise is not to fill the picture.
+    low = max(0.0, min(low, high - 0.05)) if percent else min(0.0, low)
     ys = Scale(low=low, high=high if high > low else low + 1, start=bottom, end=top)
     xs = Scale(low=0, high=max([1.0, *learning.samples, *held_out.samples]), start=left, end=right)
     shown = "{:.0%}".format if percent else "{:g}".format

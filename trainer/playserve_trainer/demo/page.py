@@ -72,7 +72,8 @@ def _tile(outcome: GameOutcome) -> str:
     return (
         f'<li><div class="name">{escape(outcome.plan.game.capitalize())}, agent\'s mean score</div>'
         f'<div class="big">{number(verdict["mean"])}</div>'
-        f'<div class="small">{bounds}{verdict["episodes"]} episodes</div><div class="state">{_badge(verdict)}</div></li>'
+        f'<div class="small">{bounds}{verdict["episodes"]} episodes</div>'
+        f'<div class="state">{_badge(verdict)}</div></li>'
     )
 
 
@@ -93,10 +94,14 @@ def _game_section(outcome: GameOutcome) -> str:
     )
     return (
         f'<section aria-labelledby="{game}"><div class="heading"><h2 id="{game}">{name}</h2>{_badge(outcome.judge())}'
-        f"</div><p>{escape(verdict_line(outcome.judge()))}.</p>"
+        f"</div><p>{escape(_sentence(verdict_line(outcome.judge())))}</p>"
         f'<div class="game">{_replay(outcome)}{charts}{_curves(outcome)}{_facts(outcome)}</div>'
         f"<details><summary>All numbers of {name}</summary>{_score_table(outcome)}</details></section>"
     )
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _sticky_title(value: float | None) -> str:
@@ -179,7 +184,7 @@ def _score_table(outcome: GameOutcome) -> str:
         for row in outcome.rows
     )  # fmt: skip
     game = escape(outcome.plan.game)
-    notes = "".join(f"<p>{escape(note)}.</p>" for note in outcome.results["notes"])
+    notes = "".join(f"<p>{escape(_sentence(note))}</p>" for note in outcome.results["notes"])
     return (
         f'<div class="scroll" role="region" aria-label="Scores of {game}" tabindex="0"><table>'
         f"<caption>Scores of {game}; intervals: {_INTERVAL_NOTE}</caption>"

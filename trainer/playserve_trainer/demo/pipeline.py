@@ -97,8 +97,8 @@ class _Demo:
         if done:
             self._console.print("finished by an earlier demo in this folder: kept")
             return
-        self._console.print(f"$ {escape(shown(command))}")
         with self._log.stage(step.name, step.title, ["playserve", *command]):
+            self._console.print(f"$ {escape(shown(command))}")
             status = run_command(command)
             if status:
                 raise ServerFault(

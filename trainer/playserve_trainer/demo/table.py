@@ -40,18 +40,18 @@ def duration(seconds: float) -> str:
 
 def verdict_line(verdict: Mapping[str, Any]) -> str:
     """Return in words whether a game's goal is met, with the lower bound."""
-    interval, name = verdict["interval"], verdict["game"]
+    interval = verdict["interval"]
     found = f"mean {number(verdict['mean'])}"
     if interval:
         found += f", 95% interval {number(interval['low'])} to {number(interval['high'])}"
     found += f", {verdict['episodes']} episodes"
     if verdict["goal"] is None:
-        return f"{name}: {found}; nothing is judged in a quick demo"
+        return f"{found}; nothing is judged in a quick demo"
     against = f"the goal of {number(verdict['goal'])} ({verdict['goal_note']})"
     if not verdict["met"]:
-        return f"{name}: GOAL MISSED: {found}, is below {against}"
+        return f"GOAL MISSED: {found}, is below {against}"
     sure = "the lower bound reaches it too" if verdict["lower_bound_met"] else "but the lower bound is below it"
-    return f"{name}: goal met: {found}, reaches {against}; {sure}"
+    return f"goal met: {found}, reaches {against}; {sure}"
 
 
 def protocol_lines(outcomes: Sequence[GameOutcome]) -> list[str]:
@@ -73,7 +73,7 @@ def print_outcomes(outcomes: Sequence[GameOutcome], console: Console) -> None:
     for outcome in outcomes:
         verdict = outcome.judge()
         style = {True: "bold green", False: "bold red", None: ""}[verdict["met"]]
-        console.print(verdict_line(verdict), style=style, markup=False)
+        console.print(f"{verdict['game']}: {verdict_line(verdict)}", style=style, markup=False)
 
 
 def _score_table(outcome: GameOutcome, *, plain: bool) -> Table:
