@@ -19,7 +19,16 @@ from torch import Tensor, nn
 
 from playserve.specs import PolicySpec
 
-__all__ = ["UNKNOWN_ACTION", "ForwardOutput", "Memory", "Policy", "Sampler", "StateTensor", "StepOutput", "layout_digest"]
+__all__ = [
+    "UNKNOWN_ACTION",
+    "ForwardOutput",
+    "Memory",
+    "Policy",
+    "Sampler",
+    "StateTensor",
+    "StepOutput",
+    "layout_digest",
+]
 
 #: Stands in `executed` where nothing was executed, or nobody knows what was; also at the first step of an episode.
 UNKNOWN_ACTION = -1
