@@ -88,11 +88,15 @@ FULL_PLAN = DemoPlan(
             game="breakout",
             goal=10.0,
             goal_note="random scores 0.2",
+            # The first 500 steps of many games: an agent that is to score tens must know how games begin.
             steps=60_000,
+            record_flags=("--max-steps", "500", "--epsilon", "0.05"),
             minutes=3.25,
             episodes=48,
             argmax_episodes=4,
             baseline_episodes=4,
+            # Two players never end a game by themselves: "always NOOP", and an argmax that will not serve.
+            play_flags=("--max-steps", "5000"),
         ),
     ),
 )
