@@ -59,7 +59,7 @@ def _newest(wire: Any, bot: str) -> str:
 
 
 def test_a_published_version_is_served_and_running_games_keep_theirs(
-    wire: Any, store: Path, publish: Callable[..., str], eventually: Callable[..., Any]
+    wire: Any, bot: str, store: Path, publish: Callable[..., str], eventually: Callable[..., Any]
 ) -> None:
     old = wire.play(bot)
     old_answers = [comparable(old.step(seq)) for seq in range(1, 5)]
