@@ -181,6 +181,22 @@ def test_settings_survive(play: Callable[..., Play]) -> None:
     assert again.step(1).config_revision == revision
 
 
+def test_codecs_are_agreed_on_anew(play: Callable[..., Play], undisturbed: Callable[[str, int], Any]) -> None:
+    session = play("frames")
+    answers = [comparable(session.step(1))]
+    session.cancel()
+    session = _resume(play, session)  # offers nothing
+    assert list(session.opened.codecs) == [pb.CODEC_RAW]
+    packed = observation(session.spec, 2, codec=pb.CODEC_LZ4)
+    session.send(step=ps.Step(seq=2, inputs=packed))
+    assert session.refuses() == "CODEC_NOT_NEGOTIATED"
+    session.cancel()
+    session = _resume(play, session, codecs=[pb.CODEC_LZ4])
+    assert list(session.opened.codecs) == [pb.CODEC_RAW, pb.CODEC_LZ4]
+    answers.append(comparable(session.step(2, inputs=packed)))
+    assert answers == undisturbed("frames", 2)
+
+
 def test_a_closed_session_cannot_be_resumed(play: Callable[..., Play]) -> None:
     session = play("memory")
     session.step(1)

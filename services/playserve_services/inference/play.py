@@ -118,6 +118,7 @@ class PlayStream:
         message: ps.Open = request.open
         if message.resume_token:
             session = self._core.resume(message.resume_token, self._principal)
+            session.codecs = frozenset(negotiate(message.codecs, session.policy.spec.inputs))
             self._attach(session)
             idle: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._core.when_idle(session, lambda: _settle(idle))
