@@ -393,7 +393,7 @@ def test_rates_and_stale_steps():
                 assert call.ask(ps.PlayRequest(ping=ps.Ping(nonce=1))).pong.nonce == 1
                 server.set_delay(0)
                 result = call.ask(step(2, budget_us=10_000_000)).result
-                assert [(d.seq, d.reason, d.in_memory) for d in result.dropped] == [(1, ps.DROP_REASON_STALE, False)]
+                assert [(d.seq, d.reason, d.in_memory) for d in result.dropped] == [(1, ps.DROP_REASON_STALE, True)]
 
 
 def test_a_world_takes_actions_and_gives_frames():

@@ -237,16 +237,15 @@ class PlayStream:
 
     def _live(self, session: Session, step: ps.Step, arrived: float) -> ps.StepResult | None:
         newer = sum(_is_step(request) for _, request in self._waiting)
-        rule, budget_us = session.policy.spec.gap_rule, step.budget_us or session.period_us
+        rule, budget_us = session.policy.spec.gap_rule, step.budget_us
         if session.policy.spec.kind is PolicyKind.WORLD or newer == 0:
             if budget_us and session.policy.spec.kind is PolicyKind.AGENT and not step.observe_only:
                 age_us = (time.monotonic() - arrived) * 1e6
                 if age_us > budget_us:
-                    session.drop(step, DropReason.STALE)
-                    return None
+                    return session.play(step, hidden=DropReason.STALE)
             return session.play(step)
         if rule.mode is GapMode.CATCH_UP and newer < rule.catch_up_frames:
-            return session.play(step, superseded=True)
+            return session.play(step, hidden=DropReason.SUPERSEDED)
         session.drop(step, DropReason.SUPERSEDED)
         return None
 

@@ -114,7 +114,6 @@ class Session:
         rate = check_rate(opened.rate_hz)
         if self.pace is Pace.LIVE and rate and spec.rate_hz and rate != spec.rate_hz:
             raise RateMismatchError(f"rate of {rate} Hz, the policy {spec.name!r} plays at {spec.rate_hz} Hz")
-        self.period_us = int(1e6 / (rate or spec.rate_hz)) if self.pace is Pace.LIVE and (rate or spec.rate_hz) else 0
         self.extras = Extras.from_proto(opened.extras)
         self.consent = Consent.from_proto(opened.consent)
         self.principal = principal
@@ -163,8 +162,8 @@ class Session:
             if spec.merge is Merge.SUM:
                 self._carried[spec.name] = self._carried.get(spec.name, 0) + inputs[spec.name]
 
-    def play(self, step: ps.Step, *, superseded: bool = False) -> ps.StepResult | None:
-        """Let a step enter the memory; return its answer where it has one."""
+    def play(self, step: ps.Step, *, hidden: DropReason | None = None) -> ps.StepResult | None:
+        """Let a step enter the memory; return its answer, unless it is `hidden` for a reason or observes only."""
         inputs, action = self.check(step)
         for name, carried in self._carried.items():
             inputs[name] = (inputs[name] + carried).astype(inputs[name].dtype)
@@ -178,12 +177,12 @@ class Session:
         )  # fmt: skip
         self._carried.clear()
         self.last_seq = step.seq
-        if self.pace is Pace.LIVE or step.observe_only or superseded:
+        if self.pace is Pace.LIVE or step.observe_only or hidden:
             # Nobody has said what is executed in answer to it.
             self.memory.executed, self.memory.source = None, ActionSource.UNKNOWN
-        if superseded and not step.observe_only:
-            self._dropped.append(ps.Dropped(seq=step.seq, reason=ps.DROP_REASON_SUPERSEDED, in_memory=True))
-        if step.observe_only or superseded:
+        if hidden and not step.observe_only:
+            self._dropped.append(ps.Dropped(seq=step.seq, reason=hidden.value, in_memory=True))
+        if step.observe_only or hidden:
             return None
         self.answered = self._result(step, reply, (time.monotonic_ns() - started) // 1000)
         return self.answered

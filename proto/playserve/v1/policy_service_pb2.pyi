@@ -85,7 +85,7 @@ class _DropReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enu
     """Its budget was over before it could be computed."""
 
 class DropReason(_DropReason, metaclass=_DropReasonEnumTypeWrapper):
-    """Why a step's observation did not enter the memory."""
+    """Why a step has no answer of its own."""
 
 DROP_REASON_UNSPECIFIED: DropReason.ValueType  # 0
 """Never sent."""
@@ -343,8 +343,8 @@ class Open(google.protobuf.message.Message):
     pace: global___Pace.ValueType
     """Live or lockstep. Ignored when resume_token is set."""
     rate_hz: builtins.float
-    """Steps a second that the client will send. Must equal the policy's rate when that is not 0 and pace is LIVE; 0:
-    the policy's rate.
+    """Steps a second that the client will send. Must equal the policy's rate (to one part in a thousand) when that is not
+    0 and pace is LIVE; 0: the policy's rate. Ignored when resume_token is set, as are the fields below, but the token.
     """
     seed: builtins.int
     """Seed of the session's sampling; absent: the server draws one and says it in Opened."""
@@ -429,7 +429,9 @@ class Opened(google.protobuf.message.Message):
     detach_window_us: builtins.int
     """How long a session outlives its stream."""
     max_steps_in_flight: builtins.int
-    """Most steps that may wait unanswered in LOCKSTEP; one more is refused with QUEUE_FULL."""
+    """Most steps that may wait unanswered in LOCKSTEP, and in LIVE where an input may not be dropped; one more is refused
+    with QUEUE_FULL.
+    """
     seed: builtins.int
     """Seed in use."""
     config_revision: builtins.int
@@ -498,7 +500,10 @@ class Step(google.protobuf.message.Message):
     capture_time_ns: builtins.int
     """When the frame was captured, on the client's own clock; echoed, never compared with the server's."""
     budget_us: builtins.int
-    """Time from arrival after which an answer is of no use; 0: one period of the session's rate, or none in LOCKSTEP."""
+    """Time from arrival after which an answer is of no use, in LIVE: a later one is not sent, the step is reported as
+    DROP_REASON_STALE, and its observation enters the memory all the same. 0: late answers are sent too; one period of
+    the session's rate is then what the server aims at. Ignored in LOCKSTEP.
+    """
     observe_only: builtins.bool
     """Update the memory and send no result: somebody else is in control."""
     @property
@@ -843,7 +848,9 @@ global___StepResult = StepResult
 
 @typing.final
 class StepError(google.protobuf.message.Message):
-    """A message that could not be honoured; the session goes on."""
+    """A message that could not be honoured: a Step, Executed, Configure or Reset that failed, a second Open, a message
+    without content. The session goes on.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1183,7 +1190,7 @@ class RolloutResult(google.protobuf.message.Message):
 
     @property
     def log_probs(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
-        """Log-probabilities by row, when asked for."""
+        """Log-probability of each row's action, when asked for: the sum over its heads."""
 
     @property
     def values(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:

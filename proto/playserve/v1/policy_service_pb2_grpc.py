@@ -76,7 +76,7 @@ class PolicyServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListPolicies(self, request, context):
-        """Every policy version that is ready to open.
+        """Every policy version that can be opened; one that is not loaded yet is loaded by the first Open.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

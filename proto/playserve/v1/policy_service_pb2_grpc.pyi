@@ -39,7 +39,7 @@ class PolicyServiceStub:
         playserve.v1.policy_service_pb2.ListPoliciesRequest,
         playserve.v1.policy_service_pb2.ListPoliciesResponse,
     ]
-    """Every policy version that is ready to open."""
+    """Every policy version that can be opened; one that is not loaded yet is loaded by the first Open."""
 
     GetPolicy: grpc.UnaryUnaryMultiCallable[
         playserve.v1.policy_service_pb2.GetPolicyRequest,
@@ -66,7 +66,7 @@ class PolicyServiceAsyncStub:
         playserve.v1.policy_service_pb2.ListPoliciesRequest,
         playserve.v1.policy_service_pb2.ListPoliciesResponse,
     ]
-    """Every policy version that is ready to open."""
+    """Every policy version that can be opened; one that is not loaded yet is loaded by the first Open."""
 
     GetPolicy: grpc.aio.UnaryUnaryMultiCallable[
         playserve.v1.policy_service_pb2.GetPolicyRequest,
@@ -99,7 +99,7 @@ class PolicyServiceServicer(metaclass=abc.ABCMeta):
         request: playserve.v1.policy_service_pb2.ListPoliciesRequest,
         context: _ServicerContext,
     ) -> typing.Union[playserve.v1.policy_service_pb2.ListPoliciesResponse, collections.abc.Awaitable[playserve.v1.policy_service_pb2.ListPoliciesResponse]]:
-        """Every policy version that is ready to open."""
+        """Every policy version that can be opened; one that is not loaded yet is loaded by the first Open."""
 
     @abc.abstractmethod
     def GetPolicy(

@@ -22,29 +22,30 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from playserve.v1 import policy_service_pb2 as playserve_dot_v1_dot_policy__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)playserve/v1/state_transfer_service.proto\x12\x0cplayserve.v1\"\xa6\x01\n\x14TransferStateRequest\x12+\n\x06header\x18\x01 \x01(\x0b\x32\x19.playserve.v1.StateHeaderH\x00\x12)\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x18.playserve.v1.StateChunkH\x00\x12+\n\x06\x63ommit\x18\x03 \x01(\x0b\x32\x19.playserve.v1.StateCommitH\x00\x42\t\n\x07message\"\x86\x01\n\x15TransferStateResponse\x12/\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x1b.playserve.v1.StateAcceptedH\x00\x12\x31\n\tcommitted\x18\x02 \x01(\x0b\x32\x1c.playserve.v1.StateCommittedH\x00\x42\t\n\x07message\"\x80\x01\n\x0bStateHeader\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x14\n\x0cstate_layout\x18\x03 \x01(\t\x12\x13\n\x0bstate_bytes\x18\x04 \x01(\x04\x12\x12\n\nsession_id\x18\x05 \x01(\t\x12\x11\n\tprincipal\x18\x06 \x01(\t\"8\n\nStateChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0c\n\x04last\x18\x03 \x01(\x08\"/\n\x0bStateCommit\x12\x10\n\x08last_seq\x18\x01 \x01(\x04\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\"$\n\rStateAccepted\x12\x13\n\x0breserved_us\x18\x01 \x01(\x04\"7\n\x0eStateCommitted\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x14\n\x0cresume_token\x18\x02 \x01(\x0c\x32t\n\x14StateTransferService\x12\\\n\rTransferState\x12\".playserve.v1.TransferStateRequest\x1a#.playserve.v1.TransferStateResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)playserve/v1/state_transfer_service.proto\x12\x0cplayserve.v1\x1a!playserve/v1/policy_service.proto\"\xa6\x01\n\x14TransferStateRequest\x12+\n\x06header\x18\x01 \x01(\x0b\x32\x19.playserve.v1.StateHeaderH\x00\x12)\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x18.playserve.v1.StateChunkH\x00\x12+\n\x06\x63ommit\x18\x03 \x01(\x0b\x32\x19.playserve.v1.StateCommitH\x00\x42\t\n\x07message\"\x86\x01\n\x15TransferStateResponse\x12/\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x1b.playserve.v1.StateAcceptedH\x00\x12\x31\n\tcommitted\x18\x02 \x01(\x0b\x32\x1c.playserve.v1.StateCommittedH\x00\x42\t\n\x07message\"\xa2\x01\n\x0bStateHeader\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x14\n\x0cstate_layout\x18\x03 \x01(\t\x12\x13\n\x0bstate_bytes\x18\x04 \x01(\x04\x12\x12\n\nsession_id\x18\x05 \x01(\t\x12\x11\n\tprincipal\x18\x06 \x01(\t\x12 \n\x04open\x18\x07 \x01(\x0b\x32\x12.playserve.v1.Open\"8\n\nStateChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0c\n\x04last\x18\x03 \x01(\x08\"^\n\x0bStateCommit\x12\x10\n\x08last_seq\x18\x01 \x01(\x04\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\x12-\n\x0blast_result\x18\x03 \x01(\x0b\x32\x18.playserve.v1.StepResult\"$\n\rStateAccepted\x12\x13\n\x0breserved_us\x18\x01 \x01(\x04\"7\n\x0eStateCommitted\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x14\n\x0cresume_token\x18\x02 \x01(\x0c\x32t\n\x14StateTransferService\x12\\\n\rTransferState\x12\".playserve.v1.TransferStateRequest\x1a#.playserve.v1.TransferStateResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'playserve.v1.state_transfer_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TRANSFERSTATEREQUEST']._serialized_start=60
-  _globals['_TRANSFERSTATEREQUEST']._serialized_end=226
-  _globals['_TRANSFERSTATERESPONSE']._serialized_start=229
-  _globals['_TRANSFERSTATERESPONSE']._serialized_end=363
-  _globals['_STATEHEADER']._serialized_start=366
-  _globals['_STATEHEADER']._serialized_end=494
-  _globals['_STATECHUNK']._serialized_start=496
-  _globals['_STATECHUNK']._serialized_end=552
-  _globals['_STATECOMMIT']._serialized_start=554
-  _globals['_STATECOMMIT']._serialized_end=601
-  _globals['_STATEACCEPTED']._serialized_start=603
-  _globals['_STATEACCEPTED']._serialized_end=639
-  _globals['_STATECOMMITTED']._serialized_start=641
-  _globals['_STATECOMMITTED']._serialized_end=696
-  _globals['_STATETRANSFERSERVICE']._serialized_start=698
-  _globals['_STATETRANSFERSERVICE']._serialized_end=814
+  _globals['_TRANSFERSTATEREQUEST']._serialized_start=95
+  _globals['_TRANSFERSTATEREQUEST']._serialized_end=261
+  _globals['_TRANSFERSTATERESPONSE']._serialized_start=264
+  _globals['_TRANSFERSTATERESPONSE']._serialized_end=398
+  _globals['_STATEHEADER']._serialized_start=401
+  _globals['_STATEHEADER']._serialized_end=563
+  _globals['_STATECHUNK']._serialized_start=565
+  _globals['_STATECHUNK']._serialized_end=621
+  _globals['_STATECOMMIT']._serialized_start=623
+  _globals['_STATECOMMIT']._serialized_end=717
+  _globals['_STATEACCEPTED']._serialized_start=719
+  _globals['_STATEACCEPTED']._serialized_end=755
+  _globals['_STATECOMMITTED']._serialized_start=757
+  _globals['_STATECOMMITTED']._serialized_end=812
+  _globals['_STATETRANSFERSERVICE']._serialized_start=814
+  _globals['_STATETRANSFERSERVICE']._serialized_end=930
 # @@protoc_insertion_point(module_scope)

@@ -6,6 +6,7 @@ Hands a session's memory from one replica to another."""
 import builtins
 import google.protobuf.descriptor
 import google.protobuf.message
+import playserve.v1.policy_service_pb2
 import typing
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
@@ -84,6 +85,7 @@ class StateHeader(google.protobuf.message.Message):
     STATE_BYTES_FIELD_NUMBER: builtins.int
     SESSION_ID_FIELD_NUMBER: builtins.int
     PRINCIPAL_FIELD_NUMBER: builtins.int
+    OPEN_FIELD_NUMBER: builtins.int
     policy: builtins.str
     """Policy name."""
     version: builtins.str
@@ -96,6 +98,10 @@ class StateHeader(google.protobuf.message.Message):
     """Public id of the session."""
     principal: builtins.str
     """Who opened it."""
+    @property
+    def open(self) -> playserve.v1.policy_service_pb2.Open:
+        """What the session was opened with, with the settings in force now."""
+
     def __init__(
         self,
         *,
@@ -105,8 +111,10 @@ class StateHeader(google.protobuf.message.Message):
         state_bytes: builtins.int = ...,
         session_id: builtins.str = ...,
         principal: builtins.str = ...,
+        open: playserve.v1.policy_service_pb2.Open | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["policy", b"policy", "principal", b"principal", "session_id", b"session_id", "state_bytes", b"state_bytes", "state_layout", b"state_layout", "version", b"version"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["open", b"open"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["open", b"open", "policy", b"policy", "principal", b"principal", "session_id", b"session_id", "state_bytes", b"state_bytes", "state_layout", b"state_layout", "version", b"version"]) -> None: ...
 
 global___StateHeader = StateHeader
 
@@ -144,17 +152,24 @@ class StateCommit(google.protobuf.message.Message):
 
     LAST_SEQ_FIELD_NUMBER: builtins.int
     SHA256_FIELD_NUMBER: builtins.int
+    LAST_RESULT_FIELD_NUMBER: builtins.int
     last_seq: builtins.int
     """Highest seq in the state."""
     sha256: builtins.bytes
     """SHA-256 of the last export."""
+    @property
+    def last_result(self) -> playserve.v1.policy_service_pb2.StepResult:
+        """The last answer, for a player that asks for it again."""
+
     def __init__(
         self,
         *,
         last_seq: builtins.int = ...,
         sha256: builtins.bytes = ...,
+        last_result: playserve.v1.policy_service_pb2.StepResult | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["last_seq", b"last_seq", "sha256", b"sha256"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["last_result", b"last_result"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["last_result", b"last_result", "last_seq", b"last_seq", "sha256", b"sha256"]) -> None: ...
 
 global___StateCommit = StateCommit
 

@@ -121,6 +121,7 @@ class InferenceServer:
         for name, make in self._policies.items():
             await self.loader.add_policy(name, make())
         await self.loader.refresh()
+        self.loader.ready = True
         self._tasks = [
             asyncio.create_task(self.loader.watch(settings.poll_s)),
             asyncio.create_task(self._ticker()),

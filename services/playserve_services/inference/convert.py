@@ -8,7 +8,7 @@ from typing import cast
 import numpy as np
 
 from playserve.codec import action_from_proto, encode
-from playserve.errors import BadActionError, BadSettingError, PlayserveError, RateMismatchError, to_status
+from playserve.errors import BadActionError, NotImplementedHereError, PlayserveError, RateMismatchError, to_status
 from playserve.settings import Consent, Extras, Sampling, SamplingMode, check_instruction, check_rate
 from playserve.specs import DiscreteActionSpec
 from playserve.v1 import policy_service_pb2 as ps
@@ -59,7 +59,7 @@ def executed_action(
         raise BadActionError(f"action source {source}, wanted one of 1 to 4")
     value = action_from_proto(action, policy.spec.action)
     if not isinstance(value, int):
-        raise BadSettingError("desktop actions are not served yet")
+        raise NotImplementedHereError("desktop actions are not served by this version")
     return (value,)
 
 

@@ -323,7 +323,8 @@ class InferenceCore:
                 if not older.observe_only:
                     slot.dropped.append(DroppedStep(older.seq, stale=False, in_memory=True, ticks=older.ticks))
                     slot.session.frames_dropped += 1
-            if frames[-1].budget and now_ns > frames[-1].deadline_ns and not frames[-1].observe_only:
+            late = slot.session.live and frames[-1].budget and now_ns > frames[-1].deadline_ns
+            if late and not frames[-1].observe_only:
                 slot.dropped.append(DroppedStep(frames[-1].seq, stale=True, in_memory=True, ticks=frames[-1].ticks))
                 frames[-1].observe_only = True
                 self.metrics.stale(slot.session)

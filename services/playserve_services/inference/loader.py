@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from playserve.errors import BadSettingError, NotFoundError, PlayserveError
+from playserve.errors import BadSettingError, NotFoundError, NotReadyError, PlayserveError
 from playserve.specs import PolicySpec
 from playserve_services.inference.catalog import Catalog, LoadedPolicy, version_key
 from playserve_services.inference.runtime import TorchRuntime
@@ -95,6 +95,7 @@ class PolicyLoader:
         self._loading: dict[Entry, asyncio.Task[LoadedPolicy]] = {}
         self._damaged: set[Entry] = set()
         self._known: dict[Entry, PolicySpec] = {}
+        self.ready = False  # set once everything that was there at the start is loaded
         self._cache = contextlib.ExitStack()
         self._cache_dir = Path(self._cache.enter_context(tempfile.TemporaryDirectory(prefix="playserve-cache-")))
 
@@ -117,11 +118,14 @@ class PolicyLoader:
 
         Raises:
             PolicyNotFoundError, VersionNotFoundError: Nobody has it.
+            NotReadyError: Perhaps it is being loaded: the server has just started.
             DataLossError: The checkpoint is damaged.
         """
         try:
             return self._catalog.resolve(name, version)
         except NotFoundError:
+            if self._store is None and not self.ready:
+                raise NotReadyError("the server is still loading its policies", retry_after_s=1.0) from None
             if self._store is None:
                 raise
         store = self._store
@@ -129,6 +133,8 @@ class PolicyLoader:
         try:
             resolved = await loop.run_in_executor(self._threads, store.resolve, name, version)
         except (NotFoundError, BadSettingError):  # what cannot be a name is nobody's
+            if not self.ready:
+                raise NotReadyError("the server is still loading its policies", retry_after_s=1.0) from None
             return self._catalog.resolve(name, version)  # for its message: what is here
         return await self._load(Entry(name, resolved))
 

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from playserve.errors import BadSettingError
-from playserve.specs import DiscreteActionSpec, PolicySpec
+from playserve.errors import BadSettingError, NotImplementedHereError
+from playserve.specs import DiscreteActionSpec, PolicyKind, PolicySpec
 from playserve_services.inference.sampling import BatchSampler
 from playserve_services.inference.slots import SlotPool
 from playserve_trainer.models.policy import UNKNOWN_ACTION, Memory, Policy
@@ -84,9 +84,11 @@ class Runtime(Protocol):
 
 def num_heads(spec: PolicySpec) -> int:
     """Return the number of heads of an action: one for a discrete choice."""
+    if spec.kind is PolicyKind.WORLD:
+        raise NotImplementedHereError(f"policy {spec.name!r}: worlds are not served by this version")
     if isinstance(spec.action, DiscreteActionSpec):
         return 1
-    raise BadSettingError(f"policy {spec.name!r}: desktop actions are not served yet")
+    raise NotImplementedHereError(f"policy {spec.name!r}: desktop actions are not served by this version")
 
 
 class TorchRuntime:

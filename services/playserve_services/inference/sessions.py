@@ -6,7 +6,7 @@ Everything here runs on the event loop's thread and takes the time as an argumen
 
     (free) --open--> OPEN --stream lost--> DETACHED --resume--> OPEN
                       |  \                    |
-                      |   --close, drain--> DRAINING --last answer--> ENDED (slots released)
+                      |   --close---------> DRAINING --last answer--> ENDED (slots released)
                       |                       |
                       +--error, expiry, end---+--------------------> ENDED (slots released)
     OPEN --hand-off--> MOVING --done--> ENDED,  MOVING --failed--> OPEN
@@ -117,6 +117,7 @@ class Frame:
         settings: In force.
         executed: What was executed before it, if that is known already.
         executed_known: Whether `executed` is settled; otherwise LOCKSTEP takes the last answer.
+        executed_told: Whether the client said so itself.
     """
 
     seq: int
@@ -133,6 +134,7 @@ class Frame:
     capture_time_ns: int = 0
     executed: tuple[int, ...] | None = None
     executed_known: bool = False
+    executed_told: bool = False
 
 
 class Arrival(enum.Enum):
@@ -220,21 +222,23 @@ class Slot:
         Raises:
             SeqNotIncreasingError: seq is not higher than the last, and no repeat of the last answered step.
             EpisodeReusedError: The episode id is lower than the last.
-            QueueFullError: Too many wait, in LOCKSTEP.
+            QueueFullError: Too many wait, in LOCKSTEP or where the policy's inputs may not be dropped.
         """
         session = self.session
         if frame.seq <= self.seen_seq:
             last = self.last_answer
-            if last is not None and last.frame.seq == frame.seq == self.seen_seq:
+            if last is not None and last.frame.seq == frame.seq:
                 return Arrival.REPEATED
             raise SeqNotIncreasingError(f"step {frame.seq} came after step {self.seen_seq}")
         if frame.episode_id < self.seen_episode:
             raise EpisodeReusedError(f"episode {frame.episode_id} came after episode {self.seen_episode}")
-        if not session.live and len(self.queue) + self.busy >= max_in_flight:
-            raise QueueFullError(f"{max_in_flight} steps wait unanswered, which is the most in LOCKSTEP")
+        keeps_all = not session.live or session.policy.keeps_every_frame
+        if keeps_all and len(self.queue) + self.busy >= max_in_flight:
+            raise QueueFullError(f"{max_in_flight} steps wait unanswered, which is the most where none may be dropped")
         if frame.episode_id == self.seen_episode:
             if self.pending_executed is not None and self.pending_executed[0] == self.seen_seq:
-                frame.executed, frame.executed_known = self.pending_executed[1], True
+                frame.executed = self.pending_executed[1]
+                frame.executed_known = frame.executed_told = True
         else:
             frame.executed_known = True  # nothing was executed before the first frame of an episode
         if session.live and not frame.executed_known:
@@ -260,7 +264,6 @@ class Slot:
         if rule.mode is GapMode.SKIP:
             while self.queue:
                 old = self.queue.pop()
-                frame.inputs = _merge(policy, old.inputs, frame.inputs)
                 self._inherit(old, frame)
                 self._drop(old)
         else:
@@ -269,13 +272,15 @@ class Slot:
                 self._inherit(old, self.queue[0] if self.queue else frame)
                 self._drop(old)
 
-    @staticmethod
-    def _inherit(old: Frame, heir: Frame) -> None:
-        """Hand on what must not be lost with a dropped frame: what was executed before it, and its episode's seed."""
-        if heir.executed is None:
-            heir.executed = old.executed
-        if heir.episode_seed is None and heir.episode_id == old.episode_id:
+    def _inherit(self, old: Frame, heir: Frame) -> None:
+        """Hand on what is never dropped with a frame: executed actions, inputs that sum up, its episode's seed."""
+        if heir.episode_id != old.episode_id:
+            return
+        if not heir.executed_told:
+            heir.executed, heir.executed_told = old.executed, old.executed_told
+        if heir.episode_seed is None:
             heir.episode_seed = old.episode_seed
+        heir.inputs = _merge(self.session.policy, old.inputs, heir.inputs)
 
     def _drop(self, frame: Frame) -> None:
         self.dropped.append(DroppedStep(frame.seq, stale=False, in_memory=False, ticks=frame.ticks))
@@ -310,7 +315,8 @@ class Slot:
         before = self.entered_seq
         for frame in self.queue:
             if before == seq:
-                frame.executed, frame.executed_known = action, True
+                frame.executed = action
+                frame.executed_known = frame.executed_told = True
                 return
             before = frame.seq
         raise ExecutedUnknownError(

@@ -68,15 +68,15 @@ class Game:
         for s in sorted(k for k in self.sent if self.entered < k <= seq):
             frame = self.sent[s]
             if s in self.gone:
-                # Executed actions are never dropped: the newest known one stands for the frame that follows.
-                if frame.executed is not None and frame.executed >= 0:
+                # Executed actions are never dropped: the newest that was told stands for the frame that follows.
+                if frame.executed is not None:
                     inherited = frame.executed
                 continue
             if frame.episode != self.memory_episode or self.entered == 0:
                 self.memory = HashReference()
                 self.memory_episode = frame.episode
                 executed = -1
-            elif frame.executed is not None and (frame.executed >= 0 or inherited is None):
+            elif frame.executed is not None:
                 executed = frame.executed
             elif self.live:
                 executed = -1 if inherited is None else inherited
