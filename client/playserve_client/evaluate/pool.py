@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from playserve_client.evaluate import messages
 from playserve_client.evaluate.errors import WorkerFailedError
 from playserve_client.evaluate.observations import EnvSpec, SharedRows
 from playserve_client.evaluate.plan import EnvChoice
+from playserve_client.evaluate.waiting import Waiter
 from playserve_client.evaluate.worker import work
 
 __all__ = ["Events", "WorkerPool"]
@@ -118,6 +119,8 @@ class WorkerPool:
         self._shared: SharedRows | None = None
         self._wake_ours, self._wake_theirs = self._context.Pipe(duplex=False)
         self._wake_lock = threading.Lock()
+        self._waiter = Waiter()
+        self._waiter.add(self._wake_ours)
 
     def __enter__(self) -> WorkerPool:
         try:
@@ -178,24 +181,22 @@ class WorkerPool:
             PlayserveError: An environment raised, or a worker died too often.
         """
         events = Events()
-        by_connection = {h.connection: h for h in self._handles if h.connection is not None}
-        for ready in wait([*by_connection, self._wake_ours], timeout_s):
+        by_connection = {handle.connection: handle for handle in self._handles}
+        for ready in self._waiter.wait(timeout_s):
             if ready is self._wake_ours:
                 events.woken = True
-                while self._wake_ours.poll(0):
-                    self._wake_ours.recv_bytes()
+                self._wake_ours.recv_bytes()
             else:
-                self._drain(by_connection[ready], events)  # type: ignore[index]
+                self._read(by_connection[ready], events)
         self._watch(events)
         return events
 
     def close(self) -> None:
         """Stop the workers: by closing their pipes, then by force."""
         for handle in self._handles:
-            with handle.lock:
-                if handle.connection is not None:
-                    handle.connection.close()
-                    handle.connection = None
+            self._hang_up(handle)
+        self._waiter.close()
+        self._wake_ours.close()
         deadline = time.monotonic() + _STOP_S
         for handle in self._handles:
             if handle.process is not None:
@@ -221,23 +222,30 @@ class WorkerPool:
         theirs.close()  # so that the worker's death closes the pipe
         handle.attached = False
         handle.heard = time.monotonic()
+        self._waiter.add(ours)
         with handle.lock:
             handle.connection = ours
+
+    def _hang_up(self, handle: _Handle) -> None:
+        with handle.lock:
+            if handle.connection is not None:
+                self._waiter.remove(handle.connection)
+                handle.connection.close()
+                handle.connection = None
 
     def _owe(self, handle: _Handle, rows: Any) -> None:
         if not self._owing[handle.rows.start : handle.rows.stop].any():
             handle.heard = time.monotonic()
         self._owing[rows] = True
 
-    def _drain(self, handle: _Handle, events: Events) -> None:
+    def _read(self, handle: _Handle, events: Events) -> None:
         assert handle.connection is not None  # noqa: S101 - it was waited for
         try:
-            while True:
-                self._take(handle, handle.connection.recv_bytes(), events)
-                if not handle.connection.poll(0):
-                    return
+            message = handle.connection.recv_bytes()
         except (EOFError, ConnectionError, OSError):
             self._lost(handle, events)
+        else:
+            self._take(handle, message, events)
 
     def _take(self, handle: _Handle, message: bytes, events: Events) -> None:
         handle.heard = time.monotonic()
@@ -273,10 +281,7 @@ class WorkerPool:
                 self._lost(handle, events)
 
     def _lost(self, handle: _Handle, events: Events) -> None:
-        with handle.lock:
-            if handle.connection is not None:
-                handle.connection.close()
-                handle.connection = None
+        self._hang_up(handle)
         code = _end(handle.process)
         if handle.attached:
             events.lost.extend(handle.rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -36,13 +37,13 @@ Deliver = Callable[[NDArray[np.int64], NDArray[np.int64], NDArray[np.integer[Any
 # Rows that wait longer than this for the server's answer wait for a server that is gone.
 _SILENCE_S = 60.0
 _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.1, 2.0
-# A message costs the processor more than its rows do (measured: as much as 8 Atari frames), so rows that become ready
-# while so many messages are on their way wait for one another. A fast server sees small messages, a slow one large.
-_MAX_MESSAGES = 2
 
 
 class EvaluatorStream:
     """Sends rows and delivers their actions.
+
+    A message costs the processor as much as many rows do, so rows that become ready while a message is on its way wait
+    for one another until they are half of all, or its answer is here: nobody waits longer than one answer takes.
 
     Args:
         rollout: An open rollout; closed with this.
@@ -66,7 +67,7 @@ class EvaluatorStream:
         self._closing = False
         self._lock = threading.Lock()  # guards what follows; rows are sent by whichever thread finds them sendable
         self._pending: list[tuple[int, int, int]] = []
-        self._message_of: dict[int, int] = {}  # by row
+        self._messages_of: dict[int, deque[int]] = {}  # by row, in the order of its answers
         self._rows_left: dict[int, int] = {}  # by message that is on its way
         self._messages = 0
         self._thread = threading.Thread(target=self._receive, name="rollout-actions", daemon=True)
@@ -88,7 +89,7 @@ class EvaluatorStream:
             self._send_pending()
 
     def _send_pending(self) -> None:
-        if not self._pending or len(self._rows_left) >= _MAX_MESSAGES:
+        if not self._pending or (self._rows_left and 2 * len(self._pending) < self._rollout.num_envs):
             return
         # A row that was begun anew while it waited is there twice: the newer one counts.
         newest = {row: (tag, seed) for row, tag, seed in self._pending}
@@ -96,7 +97,8 @@ class EvaluatorStream:
         rows = list(newest)
         self._messages += 1
         self._rows_left[self._messages] = len(rows)
-        self._message_of.update(dict.fromkeys(rows, self._messages))
+        for row in rows:
+            self._messages_of.setdefault(row, deque()).append(self._messages)
         try:
             self._rollout.send(
                 rows, [tag for tag, _ in newest.values()], self._read(rows), [seed for _, seed in newest.values()]
@@ -104,16 +106,16 @@ class EvaluatorStream:
         except PlayserveError as error:
             self._trouble(error)
 
-    def _answered(self, rows: Iterable[int]) -> None:
+    def _account(self, rows: Iterable[int]) -> None:
+        """Take rows off their messages; before their actions are delivered, or they might be on their way again."""
         with self._lock:
             for row in rows:
-                message = self._message_of.pop(row, 0)
-                left = self._rows_left.get(message, 0) - 1
-                if left > 0:
-                    self._rows_left[message] = left
-                else:
-                    self._rows_left.pop(message, None)
-            self._send_pending()
+                if not (messages := self._messages_of.get(row)):
+                    continue  # the server answers what nobody asked
+                message = messages.popleft()
+                self._rows_left[message] -= 1
+                if self._rows_left[message] == 0:
+                    del self._rows_left[message]
 
     def take_error(self) -> PlayserveError | None:
         """Return the next error: of a row where its `env_id` is set, else the one that ended the stream."""
@@ -138,13 +140,15 @@ class EvaluatorStream:
                 if waiting or time.monotonic() - asked < self._silence_s / 2:
                     return self._trouble(error)
             except PlayserveError as error:
-                self._trouble(error)
                 if error.env_id is None:
-                    return None
-                self._answered([error.env_id])
+                    return self._trouble(error)
+                self._trouble(error)
+                self._account([error.env_id])
             else:
+                self._account(batch.env_ids.tolist())
                 self._deliver(batch.env_ids, batch.episode_ids, np.asarray(batch.actions))
-                self._answered(batch.env_ids.tolist())
+            with self._lock:
+                self._send_pending()
         return None
 
     def _trouble(self, error: PlayserveError) -> None:

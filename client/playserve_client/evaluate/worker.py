@@ -27,6 +27,7 @@ from playserve_client.evaluate import messages
 from playserve_client.evaluate.observations import EnvSpec, SharedRows
 from playserve_client.evaluate.plan import EnvChoice
 from playserve_client.evaluate.players import Player, make_player
+from playserve_client.evaluate.waiting import Waiter
 
 __all__ = ["work"]
 
@@ -89,12 +90,13 @@ class _Worker:
 
     def run(self) -> None:
         """Work until the pipe is closed."""
-        connection, runnable = self._connection, self._runnable
+        connection, runnable, waiter = self._connection, self._runnable, Waiter()
+        waiter.add(connection)
         while True:
             if not runnable:
                 self._report()
                 self._take(connection.recv_bytes())
-            while connection.poll(0):
+            while waiter.wait(0):
                 self._take(connection.recv_bytes())
             for _ in range(len(runnable)):
                 slot, tag, action = runnable.popleft()
