@@ -101,8 +101,11 @@ def run(args: argparse.Namespace) -> int:
     )
     for line in settings.protocol():
         print(line, file=sys.stderr)
-    signal.signal(signal.SIGTERM, _interrupt)
-    report = evaluate(settings, options)
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        report = evaluate(settings, options)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     print_report(report)
     for video in report["videos"]:
         cut = f", its first {video['shown_steps']:,} steps" if video["shown_steps"] < video["steps"] else ""
