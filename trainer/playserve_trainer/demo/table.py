@@ -55,13 +55,10 @@ def verdict_line(verdict: Mapping[str, Any]) -> str:
 
 
 def protocol_lines(outcomes: Sequence[GameOutcome]) -> list[str]:
-    """Return the protocol of the rollouts, said once where all games share it."""
-    lines: list[str] = []
-    for outcome in outcomes:
-        for line in outcome.results["protocol"]:
-            if line not in lines:
-                lines.append(line)
-    return lines
+    """Return the protocol of the rollouts: what all games share once, the rest with the game's name."""
+    protocols = {outcome.plan.game: outcome.results["protocol"] for outcome in outcomes}
+    shared = [line for line in next(iter(protocols.values()), []) if all(line in lines for lines in protocols.values())]
+    return shared + [f"{game}: {line}" for game, lines in protocols.items() for line in lines if line not in shared]
 
 
 def print_outcomes(outcomes: Sequence[GameOutcome], console: Console) -> None:
