@@ -84,6 +84,8 @@ def run(args: argparse.Namespace) -> int:
     from playserve_client.evaluate.run import RunOptions, evaluate
     from playserve_client.evaluate.table import print_report
 
+    if args.record:
+        import PIL  # noqa: F401 - the same
     settings, notes = _settings(args)
     out = args.out or _default_out(settings)
     options = RunOptions(

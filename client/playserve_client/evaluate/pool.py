@@ -89,7 +89,7 @@ class WorkerPool:
         rows: Environments.
         workers: Processes; no more than rows are started.
         actions_dir: Where workers write each episode's actions; None: nowhere.
-        silence_s: How long a worker may be silent while it owes something.
+        silence_s: How long a worker may be silent while it owes something; None: 300 s.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class WorkerPool:
         rows: int,
         workers: int,
         actions_dir: Path | None = None,
-        silence_s: float = _SILENCE_S,
+        silence_s: float | None = None,
     ) -> None:
         if rows < 1 or workers < 1:
             raise BadSettingError(f"envs and workers are at least 1, not {rows} and {workers}")
@@ -108,7 +108,7 @@ class WorkerPool:
         self.restarts = 0
         self.spec: EnvSpec | None = None
         self._env, self._stickiness, self._actions_dir = env, stickiness, actions_dir
-        self._silence_s = silence_s
+        self._silence_s = _SILENCE_S if silence_s is None else silence_s
         # spawn: a fork would copy the locks of gRPC's threads.
         self._context = multiprocessing.get_context("spawn")
         bounds = [rows * i // min(workers, rows) for i in range(min(workers, rows) + 1)]

@@ -91,7 +91,9 @@ def evaluate(settings: Settings, options: RunOptions) -> dict[str, Any]:
         try:
             _play(settings, options, journal, state)
             if options.record and not state.interrupted:
-                state.videos, notes = record_videos(settings, journal, options.record)
+                with show_progress(options.record, 0) as progress:
+                    progress.phase("filming")
+                    state.videos, notes = record_videos(settings, journal, options.record, progress.advance)
                 state.notes += notes
             failed = False
         except KeyboardInterrupt:

@@ -5,7 +5,7 @@ Films are animated GIFs, which any browser shows, and are cut after so many step
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,9 @@ def _of_kind(settings: Settings, journal: Journal, kind: str) -> list[Result]:
     return [journal.results[a.row, a.number] for a in planned if journal.has(a)]
 
 
-def record_videos(settings: Settings, journal: Journal, count: int) -> tuple[list[dict[str, Any]], list[str]]:
+def record_videos(
+    settings: Settings, journal: Journal, count: int, progress: Callable[[int, int], None] = lambda _steps, _films: None
+) -> tuple[list[dict[str, Any]], list[str]]:
     """Film `count` episodes into ``OUT/videos``; return them as JSON values, and notes of what could not be filmed."""
     videos, notes = [], []
     rows = {row.key: row for row in settings.rows()}
@@ -74,6 +76,7 @@ def record_videos(settings: Settings, journal: Journal, count: int) -> tuple[lis
             videos.append(asdict(_film(settings, journal, rows[result.row], result)))
         except (BadSettingError, DataLossError, FileNotFoundError) as error:
             notes.append(f"no video of {result.row} episode {result.number}: {error}")
+        progress(result.steps, 1)
     return videos, notes
 
 
@@ -152,14 +155,13 @@ def _shrunk(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def _write_gif(path: Path, frames: Sequence[NDArray[np.uint8]], frame_ms: int) -> None:
     from PIL import Image
 
-    rgb_NHWC = np.stack(frames).astype(np.uint32)
-    packed_NHW = rgb_NHWC[..., 0] << 16 | rgb_NHWC[..., 1] << 8 | rgb_NHWC[..., 2]
-    colours, index = np.unique(packed_NHW, return_inverse=True)
+    packed = [frame.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32) for frame in frames]
+    colours = np.unique(np.concatenate([np.unique(frame) for frame in packed]))
     if len(colours) <= 256:  # an Atari screen has at most 128: the film is exact
         palette = np.stack([colours >> 16, colours >> 8 & 255, colours & 255], axis=1).astype(np.uint8).tobytes()
         images = []
-        for frame in index.reshape(packed_NHW.shape).astype(np.uint8):
-            image = Image.fromarray(frame)
+        for frame in packed:
+            image = Image.fromarray(np.searchsorted(colours, frame).astype(np.uint8))
             image.putpalette(palette)
             images.append(image)
     else:

@@ -195,6 +195,15 @@ def test_a_dead_worker_is_replaced_and_its_episodes_are_played_again(toys, tmp_p
     assert 1 <= sum(e["attempts"] - 1 for e in report["episodes"]) <= 2
 
 
+@pytest.mark.slow
+def test_a_worker_that_stands_still_is_replaced(toys, tmp_path, undisturbed, monkeypatch):
+    monkeypatch.setattr(pool_module, "_SILENCE_S", 6.0)
+    with FakePolicyServer({"toy": toys.policy()}) as server:
+        report = play(tmp_path, server, settings(options={"hang_once": str(tmp_path / "hung")}), workers=2)
+    assert games(report) == undisturbed[:12]
+    assert report["run"]["worker_restarts"] >= 1
+
+
 def test_a_worker_that_always_dies_is_an_error(toys, tmp_path, monkeypatch):
     monkeypatch.setattr(pool_module, "_MAX_RESTARTS", 1)
     wanted = settings(policy="", baseline_episodes=2, options={"crash_always": True})

@@ -26,6 +26,7 @@ class Toy(gymnasium.Env):
         name: Ignored; the factory's first argument where one is given.
         dict_obs: Show a dict of arrays, one of which no policy takes.
         wait_seed: The episode of this seed does not go on before `wait_file` has `wait_lines` lines.
+        hang_once: A file; the process that creates it stands still for ever in the third step of an odd seed.
         crash_once: A file; the process that creates it dies in the third step of an odd seed.
         fail_seed: The episode of this seed raises.
     """
@@ -33,11 +34,12 @@ class Toy(gymnasium.Env):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 30}  # noqa: RUF012
 
     def __init__(self, name: str = "", *, dict_obs: bool = False, wait_seed: int = -1, wait_file: str = "",
-                 wait_lines: int = 0, crash_once: str = "", crash_always: bool = False, fail_seed: int = -1,
-                 step_s: float = 0.0, render_mode: str | None = None) -> None:  # fmt: skip
+                 wait_lines: int = 0, crash_once: str = "", hang_once: str = "", crash_always: bool = False,
+                 fail_seed: int = -1, step_s: float = 0.0, render_mode: str | None = None) -> None:  # fmt: skip
         self.render_mode = render_mode
         self._dict, self._crash, self._fail = dict_obs, crash_once, fail_seed
         self._wait_seed, self._wait_file, self._wait_lines = wait_seed, Path(wait_file), wait_lines
+        self._hang = hang_once
         self._crash_always, self._step_s = crash_always, step_s
         box = gymnasium.spaces.Box(0, 255, (6,), np.uint8)
         self.observation_space: Any = (
@@ -68,6 +70,9 @@ class Toy(gymnasium.Env):
         if self._crash and self._seed % 2 and self._t == 3 and not Path(self._crash).exists():
             Path(self._crash).touch()
             os._exit(3)
+        if self._hang and self._seed % 2 and self._t == 3 and not Path(self._hang).exists():
+            Path(self._hang).touch()
+            time.sleep(3600)
         reward = float((int(self._frame[0]) + action) % 4)
         self._frame = (self._rng.integers(0, 256, 6) + action).astype(np.uint8)
         return self._show(), reward, self._t >= self._length, False, {}
