@@ -27,12 +27,12 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "": MappingProxyType(
             {
                 "model": {"width": 34},
-                "batch_size": 128,
+                "batch_size": 64,
                 "optimizer": "adamw",
-                "lr": 1e-3,
+                "lr": 6e-3,
                 "weight_decay": 0.01,
                 "clip_norm": 1.0,
-                "warmup_steps": 50,
+                "warmup_steps": 100,
                 "schedule": "cosine",
             }
         ),
