@@ -103,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
     )
     for line in settings.protocol():
         print(line, file=sys.stderr)
+    print(f"episodes go to {out} as they end; the same command with --out {out} goes on there", file=sys.stderr)
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         report = evaluate(settings, options)
