@@ -13,6 +13,9 @@ from playserve_trainer.recipes import Prepared
 from playserve_trainer.train.config import TrainConfig
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from playserve_trainer.data.episodes import Episodes
 
 __all__ = ["DEFAULTS", "SUMMARY", "configure", "prepare", "settings"]
@@ -131,10 +134,19 @@ def _protocol(episodes: Episodes, game: str) -> dict[str, Any]:
             f"{episodes.report.directory} mixes (frame skip, stickiness) {protocols}; train on one of them"
         )
     frame_skip, stickiness = protocols[0]
+    pixels = _some_frames(episodes)
     return {
         "game": game,
         "num_actions": len(first.action_names),
         "action_names": list(first.action_names),
         "frame_skip": frame_skip,
         "stickiness": float(stickiness),
+        "pixel_mean": round(float(pixels.mean()), 1),
+        "pixel_std": round(max(1.0, float(pixels.std())), 1),
     }
+
+
+def _some_frames(episodes: Episodes) -> NDArray[np.uint8]:
+    """Return a few hundred frames to learn from, evenly spread."""
+    steps = episodes.steps_of(episodes.select(held_out=False))
+    return episodes.frames_NHW[steps[:: max(1, len(steps) // 256)]]
