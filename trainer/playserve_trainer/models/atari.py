@@ -37,8 +37,8 @@ class AtariConfig:
         frame_skip: Emulator frames that one action lasts.
         stickiness: Probability with which the training environment repeated the last action, 0 to 1.
         resize_id: Resize that made the frames from the screen (see playserve.resize); empty: none prescribed.
-        pixel_mean: Mean of the training data's pixels, 0 to 255; the net sees (pixel - mean) / std.
-        pixel_std: Their standard deviation, above 0.
+        pixel_background: The commonest pixel of the game, 0 to 255; the net sees (pixel - background) / scale.
+        pixel_scale: How far pixels are from it (root mean square), above 0.
     """
 
     game: str
@@ -48,8 +48,8 @@ class AtariConfig:
     frame_skip: int = 4
     stickiness: float = 0.0
     resize_id: str = ""
-    pixel_mean: float = 0.0
-    pixel_std: float = 255.0
+    pixel_background: float = 0.0
+    pixel_scale: float = 255.0
 
     def __post_init__(self) -> None:
         for name in ("num_actions", "width", "frame_skip"):
@@ -57,9 +57,10 @@ class AtariConfig:
                 raise BadSettingError(f"atari: {name} is at least 1, not {getattr(self, name)}")
         if not 0.0 <= self.stickiness <= 1.0:
             raise BadSettingError(f"atari: stickiness is between 0 and 1, not {self.stickiness}")
-        if not 0.0 <= self.pixel_mean <= 255.0 or not 0.0 < self.pixel_std <= 255.0:
+        if not 0.0 <= self.pixel_background <= 255.0 or not 0.0 < self.pixel_scale <= 255.0:
             raise BadSettingError(
-                f"atari: pixel_mean is between 0 and 255 and pixel_std above 0, not {self.pixel_mean}, {self.pixel_std}"
+                f"atari: pixel_background is between 0 and 255, and pixel_scale above 0 and at most 255, not "
+                f"{self.pixel_background}, {self.pixel_scale}"
             )
         if self.action_names and len(self.action_names) != self.num_actions:
             raise BadSettingError(f"atari: {len(self.action_names)} action names for {self.num_actions} actions")
@@ -68,27 +69,35 @@ class AtariConfig:
 
 
 class PixelConv2d(nn.Conv2d):
-    """A convolution of pixels 0..255 that behaves as one of (pixel - mean) / std.
+    """A convolution of pixels 0..255 that behaves as one of (pixel - background) / scale.
 
     Both go into the weights and the bias at each pass: that costs nothing, and leaves the input exact in bfloat16,
-    which holds every integer up to 256. Without padding it is the same set of functions whatever mean and std are; but
-    a net whose inputs are centred learns many times faster, and does not learn bright games at all without.
+    which holds every integer up to 256. Without padding it is the same set of functions whatever they are; but only
+    where empty screen is 0 do the few pixels that matter stand out, and games on a bright background are not learnt
+    at all without.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int, stride: int, *, pixel_mean: float, pixel_std: float
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int,
+        *,
+        pixel_background: float,
+        pixel_scale: float,
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride)
-        self._pixel_mean = pixel_mean
-        self._pixel_std = pixel_std
+        self._pixel_background = pixel_background
+        self._pixel_scale = pixel_scale
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution of `input` [N, C, H, W], pixels 0..255 in the compute dtype."""
-        # Rounded first, so that the mean is taken off exactly those weights that it was multiplied with.
-        weight = (self.weight * (1.0 / self._pixel_std)).to(input.dtype)
+        # Rounded first, so that the background cancels exactly.
+        weight = (self.weight * (1.0 / self._pixel_scale)).to(input.dtype)
         bias = self.bias
-        if self._pixel_mean and bias is not None:
-            bias = bias - self._pixel_mean * weight.to(bias.dtype).sum((1, 2, 3))
+        if self._pixel_background and bias is not None:
+            bias = bias - self._pixel_background * weight.to(bias.dtype).sum((1, 2, 3))
         output: Tensor = self._conv_forward(input, weight, bias)
         return output
 
@@ -101,7 +110,12 @@ class AtariPolicy(Policy):
         self.config = config
         width = config.width
         self.conv1 = PixelConv2d(
-            FRAME_SHAPE[2], width, kernel_size=8, stride=4, pixel_mean=config.pixel_mean, pixel_std=config.pixel_std
+            FRAME_SHAPE[2],
+            width,
+            kernel_size=8,
+            stride=4,
+            pixel_background=config.pixel_background,
+            pixel_scale=config.pixel_scale,
         )
         self.conv2 = nn.Conv2d(width, 2 * width, kernel_size=4, stride=2)
         self.conv3 = nn.Conv2d(2 * width, 2 * width, kernel_size=3, stride=1)

@@ -13,9 +13,6 @@ from playserve_trainer.recipes import Prepared
 from playserve_trainer.train.config import TrainConfig
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from playserve_trainer.data.episodes import Episodes
 
 __all__ = ["DEFAULTS", "SUMMARY", "configure", "prepare", "settings"]
@@ -32,7 +29,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
                 "model": {"width": 34},
                 "batch_size": 64,
                 "optimizer": "adamw",
-                "lr": 6e-3,
+                "lr": 4e-3,
                 "weight_decay": 0.01,
                 "clip_norm": 1.0,
                 "warmup_steps": 100,
@@ -134,19 +131,24 @@ def _protocol(episodes: Episodes, game: str) -> dict[str, Any]:
             f"{episodes.report.directory} mixes (frame skip, stickiness) {protocols}; train on one of them"
         )
     frame_skip, stickiness = protocols[0]
-    pixels = _some_frames(episodes)
+    background, scale = _pixels(episodes)
     return {
         "game": game,
         "num_actions": len(first.action_names),
         "action_names": list(first.action_names),
         "frame_skip": frame_skip,
         "stickiness": float(stickiness),
-        "pixel_mean": round(float(pixels.mean()), 1),
-        "pixel_std": round(max(1.0, float(pixels.std())), 1),
+        "pixel_background": background,
+        "pixel_scale": scale,
     }
 
 
-def _some_frames(episodes: Episodes) -> NDArray[np.uint8]:
-    """Return a few hundred frames to learn from, evenly spread."""
+def _pixels(episodes: Episodes) -> tuple[float, float]:
+    """Return the commonest pixel of the training frames, and the root mean square distance from it."""
+    import numpy as np
+
     steps = episodes.steps_of(episodes.select(held_out=False))
-    return episodes.frames_NHW[steps[:: max(1, len(steps) // 256)]]
+    frames = episodes.frames_NHW[steps[:: max(1, len(steps) // 256)]]
+    background = int(np.bincount(frames.ravel(), minlength=256).argmax())
+    distance = np.sqrt(np.mean((frames.astype(np.float32) - background) ** 2))
+    return float(background), round(max(1.0, float(distance)), 1)
