@@ -30,15 +30,18 @@ class AtariSettings:
 
     Attributes:
         game: A game that has an expert.
-        epsilon: Probability that a step executes a uniformly random action; the label is the expert's all the same.
+        epsilon: Share of the steps that execute a random action; the label is the expert's all the same.
+        noise_length: One random action is held for 1 to this many steps. Single ones are soon mended: only after runs
+            of them does a learner see how the expert comes back from where the learner's own errors will take it.
         stickiness: Probability that an emulator frame repeats the previous action.
         max_steps: Steps after which an episode is cut (truncated).
-        serve_delay: Where the game waits for a serve (Breakout), 0 to this many steps of random actions come first. The
-            expert seldom loses a ball, and without these a learner would see one serve in a thousand steps.
+        serve_delay: Where the game waits for a serve (Breakout), one random action is held for 0 to this many steps
+            first. The expert seldom loses a ball: else a learner would see one serve in a thousand steps.
     """
 
     game: str
     epsilon: float = 0.03
+    noise_length: int = 8
     stickiness: float = 0.0
     max_steps: int = MAX_STEPS
     serve_delay: int = 16
@@ -46,8 +49,10 @@ class AtariSettings:
     def __post_init__(self) -> None:
         if not 0.0 <= self.epsilon <= 1.0:
             raise BadSettingError(f"epsilon is between 0 and 1, not {self.epsilon}")
-        if self.serve_delay < 0:
-            raise BadSettingError(f"serve_delay is at least 0, not {self.serve_delay}")
+        if self.noise_length < 1 or self.serve_delay < 0:
+            raise BadSettingError(
+                f"noise_length is at least 1 and serve_delay 0, not {self.noise_length}, {self.serve_delay}"
+            )
 
 
 class AtariRecorder:
@@ -98,7 +103,11 @@ class AtariRecorder:
             expert_version=expert.version,
             packages={name: version(name) for name in ("playserve", "ale-py", "opencv-python-headless", "numpy")},
             recorded_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            extra={"max_steps": env.max_steps, "serve_delay": self.settings.serve_delay},
+            extra={
+                "max_steps": env.max_steps,
+                "noise_length": self.settings.noise_length,
+                "serve_delay": self.settings.serve_delay,
+            },
         )
         return Episode(
             meta=meta,
@@ -114,20 +123,26 @@ class _Noise:
     """Decides where an episode executes a random action, as a function of its seed."""
 
     def __init__(self, settings: AtariSettings, actions: int, seed: int) -> None:
-        self._epsilon = settings.epsilon
+        self._noise_length = settings.noise_length
         self._serve_delay = settings.serve_delay
         self._actions = actions
         self._random = np.random.default_rng([_NOISE_STREAM, seed])
-        self._delay: int | None = None
+        self._held, self._left, self._served = 0, 0, True
+        # With this chance a step begins a run; then the runs fill a share `epsilon` of the steps.
+        mean_length, epsilon = (1 + settings.noise_length) / 2, settings.epsilon
+        self._chance = epsilon / (epsilon + mean_length * (1 - epsilon))
 
     def action(self, label: int, *, serving: bool) -> int:
         """Return the action to execute where the expert chose `label`."""
-        if not serving:
-            self._delay = None
-        elif self._delay is None:
-            self._delay = int(self._random.integers(self._serve_delay + 1))
-        if self._delay:
-            self._delay -= 1
-            # Any action but the expert's.
-            return (label + 1 + int(self._random.integers(self._actions - 1))) % self._actions
-        return int(self._random.integers(self._actions)) if self._random.random() < self._epsilon else label
+        if serving and self._served:
+            self._left = int(self._random.integers(self._serve_delay + 1))
+            # Any action but the serve.
+            self._held = (label + 1 + int(self._random.integers(self._actions - 1))) % self._actions
+        elif not self._left and self._random.random() < self._chance:
+            self._left = int(self._random.integers(1, self._noise_length + 1))
+            self._held = int(self._random.integers(self._actions))
+        self._served = not serving
+        if not self._left:
+            return label
+        self._left -= 1
+        return self._held

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ import pytest
 from playserve.errors import BadSettingError, ServerFault
 from playserve_client.envs.atari import AtariEnv
 from playserve_client.record import Job, record_episodes
-from playserve_client.record_atari import AtariRecorder
+from playserve_client.record_atari import AtariRecorder, AtariSettings, _Noise
 from playserve_client.recordings import list_episodes, read_episode, stack_frames
 
 # A shell that runs the tests in the background makes children ignore SIGINT; a terminal's child does not.
@@ -69,6 +70,17 @@ def test_without_noise_the_label_is_executed_and_with_noise_only_that_changes() 
     assert quiet.meta.noops == noisy.meta.noops
     np.testing.assert_array_equal(quiet.frames[0], noisy.frames[0])
     assert (noisy.label != noisy.executed).mean() > 0.5
+
+
+@pytest.mark.parametrize("noise_length", [1, 8])
+def test_noise_comes_in_runs_that_keep_its_share(noise_length: int) -> None:
+    settings = AtariSettings(game="freeway", epsilon=0.1, noise_length=noise_length)
+    noise = _Noise(settings, 1000, seed=1)  # of a thousand actions hardly one is the label by chance
+    acted = [noise.action(0, serving=False) for _ in range(40_000)]
+    assert 0.085 < np.mean([action != 0 for action in acted]) < 0.115
+    runs = [len(list(run)) for action, run in itertools.groupby(acted) if action != 0]
+    assert max(runs) == noise_length
+    assert abs(np.mean(runs) - (1 + noise_length) / 2) < 0.2
 
 
 def test_serves_are_delayed_by_random_steps_with_the_serve_as_label() -> None:

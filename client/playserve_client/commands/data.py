@@ -38,6 +38,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--epsilon", type=float, default=0.03, help="share of executed actions that are random (default %(default)s)"
     )
     atari.add_argument(
+        "--noise-length",
+        type=int,
+        default=8,
+        help="most steps for which one random action is held (default %(default)s)",
+    )
+    atari.add_argument(
         "--stickiness", type=float, default=0.0, help="chance that a frame repeats the last action (default 0)"
     )
     atari.add_argument(
@@ -72,6 +78,7 @@ def _record_atari(args: argparse.Namespace) -> int:
     settings: dict[str, Any] = {
         "game": args.game,
         "epsilon": args.epsilon,
+        "noise_length": args.noise_length,
         "stickiness": args.stickiness,
         "max_steps": args.max_steps,
         "serve_delay": args.serve_delay,
@@ -92,6 +99,7 @@ def _record_atari(args: argparse.Namespace) -> int:
             "epsilon": args.epsilon,
             "stickiness": args.stickiness,
             "extra.max_steps": args.max_steps,
+            "extra.noise_length": args.noise_length,
             "extra.serve_delay": args.serve_delay,
             "expert": expert.name,
             "expert_version": expert.version,
