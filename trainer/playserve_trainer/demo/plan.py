@@ -90,9 +90,9 @@ FULL_PLAN = DemoPlan(
             goal=10.0,
             goal_note="random scores 0.2",
             # The first 500 steps of many games: an agent that is to score tens must know how games begin.
-            steps=60_000,
+            steps=80_000,
             record_flags=("--max-steps", "500", "--epsilon", "0.05"),
-            minutes=2.5,
+            minutes=3.2,
             train_flags=("--eval-every-steps", "200"),
             episodes=40,
             argmax_episodes=2,
