@@ -24,6 +24,7 @@ _READY = re.compile(r"playserve ready host=(\S+) port=(\d+)")
 _READY_TIMEOUT_S = 120.0
 _LEAVE_S = 30.0
 _PR_SET_PDEATHSIG = 1
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 
 
 def playserve_argv() -> list[str]:
@@ -47,10 +48,13 @@ def run_command(command: Sequence[str]) -> int:
     Raises:
         KeyboardInterrupt: Came here, or the command ended by one.
     """
+    # Python forgets an exception that a signal raises while it forks; a held-back signal comes inside the try.
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)
     process = subprocess.Popen(
-        [*playserve_argv(), *command], process_group=0, stdin=subprocess.DEVNULL, preexec_fn=_end_with_parent()
+        [*playserve_argv(), *command], process_group=0, stdin=subprocess.DEVNULL, preexec_fn=_before_exec()
     )
     try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
         status = process.wait()
     except KeyboardInterrupt:
         _stop(process, signal.SIGINT)
@@ -76,7 +80,7 @@ def serve(command: Sequence[str], log: Path) -> Iterator[str]:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
-            preexec_fn=_end_with_parent(),
+            preexec_fn=_before_exec(),
         )
     try:
         yield _address(process, log)
@@ -114,9 +118,13 @@ def _stop(process: subprocess.Popen[bytes], signum: int) -> None:
         process.wait()
 
 
-def _end_with_parent() -> Callable[[], None] | None:
-    """Return what a child runs first on Linux: a demo that is killed outright leaves nothing behind."""
-    if sys.platform != "linux":
-        return None
-    prctl = ctypes.CDLL(None).prctl
-    return lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def _before_exec() -> Callable[[], None]:
+    """Return what a child runs first: on Linux, a demo that is killed outright leaves nothing behind."""
+    prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+
+    def prepare() -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPTS)
+        if prctl is not None:
+            prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+    return prepare
