@@ -38,6 +38,23 @@ def test_the_net_is_the_papers_net_on_pixels_between_0_and_1() -> None:
     torch.testing.assert_close(policy.logits(frames), policy.head(x.flatten(1)), atol=1e-5, rtol=1e-5)
 
 
+def test_background_and_scale_are_as_if_the_pixels_were_changed() -> None:
+    policy, frames = (
+        AtariPolicy(AtariConfig(game="x", num_actions=4, width=3, pixel_background=142.0, pixel_scale=52.6)),
+        _frames(2),
+    )
+    x = (frames.permute(0, 3, 1, 2).float() - 142.0) / 52.6
+    torch.testing.assert_close(
+        policy.conv1(frames.permute(0, 3, 1, 2).float()),
+        F.conv2d(x, policy.conv1.weight, policy.conv1.bias, stride=4),
+        atol=1e-4, rtol=1e-4,
+    )  # fmt: skip
+    # Empty screen is nothing, also in bfloat16: what the weights lose by rounding is taken off again.
+    empty = torch.full((1, 4, 84, 84), 142, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert policy.conv1(empty).abs().max() < 0.05
+
+
 def test_bfloat16_is_near_float32_under_autocast_and_as_weights() -> None:
     policy, frames = _policy(), _frames(2)
     wanted = policy.logits(frames)
