@@ -1,0 +1,1 @@
+"""NetHack for everything that needs no torch: keys, screens, recorded games and where they are kept."""
