@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import importlib
 import sys
 from collections.abc import Callable
@@ -52,6 +53,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--detach-window-s", type=float, help="sessions outlive their stream by (default 30)")
     add("--lockstep-patience-s", type=float, help="lockstep waits at most so long behind live (default 1)")
     add("--live-dispatch-ms", type=float, help="longest batch with lockstep rows while live sessions play (default 10)")
+    add("--inline-ms", type=float, help="batches that short skip the engine's thread on a CPU (default 0.5; 0: none)")
     add("--drain-grace-s", type=float, help="after SIGTERM sessions may play on for (default 30)")
     add("--poll-s", type=float, help="how often to look at the store (default 1)")
     add("--keep-versions", type=int, help="versions of a policy that stay loaded (default 4)")
@@ -95,6 +97,9 @@ def run(args: argparse.Namespace) -> int:
     disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for every counter, which nobody here reads
 
     def started(server: InferenceServer) -> None:
+        # What is loaded now stays: without it each full collection walks all of torch, 50 ms in the middle of a game.
+        gc.collect()
+        gc.freeze()
         # The one line that programs which start a server wait for.
         ports = {"port": server.port, "admin": server.admin_port, "metrics": server.metrics_port,
                  "health": server.health_port}  # fmt: skip

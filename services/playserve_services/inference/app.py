@@ -65,7 +65,7 @@ class InferenceServer:
         self._policies = dict(policies or {})
         self.catalog = Catalog()
         self.metrics = Metrics(lambda: self.catalog)
-        self.core = InferenceCore(self.catalog, settings.limits(), self.metrics, time.monotonic_ns)
+        self.core = InferenceCore(self.catalog, settings.limits(), self.metrics, time.monotonic_ns, self._defer)
         self.port = 0
         self.admin_port = 0
         self.metrics_port = 0
@@ -95,7 +95,14 @@ class InferenceServer:
         settings = self._settings
         torch.set_num_threads(settings.threads)
         loop = asyncio.get_running_loop()
-        engine = ThreadEngine(self.core.on_result, loop.call_soon_threadsafe, self._engine_died)
+        engine = ThreadEngine(
+            self.core.on_result,
+            loop.call_soon_threadsafe,
+            self._engine_died,
+            soon=loop.call_soon,
+            # A GPU's step ends in a wait, which is no work for the loop's thread.
+            inline_s=settings.inline_ms / 1e3 if settings.device == "cpu" else 0.0,
+        )
         self.core.attach_engine(engine)
         self._exit.push_async_callback(loop.run_in_executor, None, engine.close)
         decoders = ThreadPoolExecutor(2, thread_name_prefix="playserve-decode")
@@ -234,6 +241,10 @@ class InferenceServer:
         self.start_drain()
 
     # -- while it runs --------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _defer(function: Callable[[], None]) -> None:
+        asyncio.get_running_loop().call_soon(function)
 
     async def _ticker(self) -> None:
         while True:

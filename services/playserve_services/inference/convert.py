@@ -67,30 +67,27 @@ def _microseconds(nanoseconds: int) -> int:
     return max(0, min(nanoseconds // 1000, 0xFFFFFFFF))
 
 
-def _times(answer: Answer, now_ns: int) -> ps.StepTimes:
+def _fill_times(times: ps.StepTimes, answer: Answer, now_ns: int) -> None:
     frame = answer.frame
-    return ps.StepTimes(
-        decode_us=_microseconds(frame.decode_ns),
-        queue_us=_microseconds(answer.queue_ns - frame.decode_ns),
-        compute_us=_microseconds(answer.compute_ns),
-        total_us=_microseconds(now_ns - frame.arrived_ns),
-        batch_size=answer.batch_size,
-    )
+    times.decode_us = _microseconds(frame.decode_ns)
+    times.queue_us = _microseconds(answer.queue_ns - frame.decode_ns)
+    times.compute_us = _microseconds(answer.compute_ns)
+    times.total_us = _microseconds(now_ns - frame.arrived_ns)
+    times.batch_size = answer.batch_size
 
 
-def result_message(answer: Answer, now_ns: int) -> ps.StepResult:
-    """Return the answer of a play session's step."""
-    frame, spec = answer.frame, answer.slot.session.policy.spec
-    message = ps.StepResult(
-        seq=frame.seq,
-        version=answer.version,
-        config_revision=frame.settings.revision,
-        gap_ticks=min(sum(step.ticks for step in answer.dropped if not step.in_memory), 0xFFFFFFFF),
-        times=_times(answer, now_ns),
-        capture_time_ns=frame.capture_time_ns,
-        episode_id=frame.episode_id,
-    )
-    if isinstance(spec.action, DiscreteActionSpec):
+def result_message(answer: Answer, now_ns: int) -> ps.PlayResponse:
+    """Return the answer of a play session's step. It is built in place: a step has time for no copies."""
+    frame = answer.frame
+    response = ps.PlayResponse()
+    message = response.result
+    message.seq = frame.seq
+    message.version = answer.version
+    message.config_revision = frame.settings.revision
+    message.capture_time_ns = frame.capture_time_ns
+    message.episode_id = frame.episode_id
+    _fill_times(message.times, answer, now_ns)
+    if isinstance(answer.slot.session.policy.spec.action, DiscreteActionSpec):
         message.actions.add().index = answer.action[0]
     for name, array in answer.outputs.items():
         message.outputs.append(encode(array, name))
@@ -98,33 +95,35 @@ def result_message(answer: Answer, now_ns: int) -> ps.StepResult:
         message.log_prob.extend(answer.log_prob)
     if answer.value is not None:
         message.value = answer.value
-    for dropped in answer.dropped:
-        message.dropped.add(
-            seq=dropped.seq,
-            reason=ps.DROP_REASON_STALE if dropped.stale else ps.DROP_REASON_SUPERSEDED,
-            in_memory=dropped.in_memory,
-        )
-    return message
+    if answer.dropped:
+        message.gap_ticks = min(sum(step.ticks for step in answer.dropped if not step.in_memory), 0xFFFFFFFF)
+        for dropped in answer.dropped:
+            message.dropped.add(
+                seq=dropped.seq,
+                reason=ps.DROP_REASON_STALE if dropped.stale else ps.DROP_REASON_SUPERSEDED,
+                in_memory=dropped.in_memory,
+            )
+    return response
 
 
 def rollout_message(answers: Sequence[Answer], now_ns: int) -> ps.RolloutResponse:
     """Return the answers of one batch for one rollout stream."""
     first = answers[0]
     oldest = min(answers, key=lambda a: a.frame.arrived_ns)
-    result = ps.RolloutResult(
-        env_ids=[a.slot.row for a in answers],
-        episode_ids=[a.frame.episode_id for a in answers],
-        action_indices=[a.action[0] for a in answers],
-        version=first.version,
-        times=_times(oldest, now_ns),
-    )
+    response = ps.RolloutResponse()
+    result = response.result
+    result.env_ids.extend([a.slot.row for a in answers])
+    result.episode_ids.extend([a.frame.episode_id for a in answers])
+    result.action_indices.extend([a.action[0] for a in answers])
+    result.version = first.version
+    _fill_times(result.times, oldest, now_ns)
     if first.log_prob is not None:
         result.log_probs.extend(sum(a.log_prob or ()) for a in answers)
     if first.value is not None:
         result.values.extend(a.value if a.value is not None else 0.0 for a in answers)
     for name in first.outputs:
         result.outputs.append(encode(np.stack([a.outputs[name] for a in answers]), name))
-    return ps.RolloutResponse(result=result)
+    return response
 
 
 def step_error(seq: int, error: PlayserveError) -> ps.PlayResponse:

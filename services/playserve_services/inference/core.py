@@ -27,13 +27,12 @@ from playserve.errors import (
 from playserve_services.inference import transfer
 from playserve_services.inference.batcher import Batcher
 from playserve_services.inference.catalog import Catalog, LoadedPolicy
+from playserve_services.inference.dispatch import PlannedSlot, plan_batch
 from playserve_services.inference.engine import Batch, BatchResult, Engine
 from playserve_services.inference.metrics import Metrics
-from playserve_services.inference.runtime import Row
 from playserve_services.inference.sessions import (
     Answer,
     Arrival,
-    DroppedStep,
     EndReason,
     Frame,
     Session,
@@ -41,7 +40,6 @@ from playserve_services.inference.sessions import (
     Settings,
     Slot,
 )
-from playserve_services.inference.slots import SlotLease
 
 __all__ = ["CoreLimits", "InferenceCore", "OpenRequest"]
 
@@ -78,17 +76,6 @@ class OpenRequest:
     codecs: frozenset[int] = frozenset()
 
 
-@dataclass(slots=True)
-class _Planned:
-    """What a batch's rows stand for: one entry a slot, with the frames of its rounds and its lease at dispatch."""
-
-    slot: Slot
-    lease: SlotLease
-    frames: list[Frame]
-    rows: list[tuple[int, int]]  # (round, index) of each frame
-    dropped: list[DroppedStep]  # before the last frame and after the answer before it
-
-
 class InferenceCore:
     """Owns every session of this process.
 
@@ -97,9 +84,20 @@ class InferenceCore:
         limits: Limits.
         metrics: Counts everything.
         clock_ns: Monotonic clock.
+        defer: Runs a function on this thread once everything that waits to be read has been read
+            (`loop.call_soon`); None: at once.
     """
 
-    def __init__(self, catalog: Catalog, limits: CoreLimits, metrics: Metrics, clock_ns: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        limits: CoreLimits,
+        metrics: Metrics,
+        clock_ns: Callable[[], int],
+        defer: Callable[[Callable[[], None]], Any] | None = None,
+    ) -> None:
+        self._defer = defer
+        self._pump_is_due = False
         self.catalog = catalog
         self.limits = limits
         self.metrics = metrics
@@ -270,7 +268,7 @@ class InferenceCore:
     def arrive(self, slot: Slot, frame: Frame) -> Arrival:
         """Take a frame; it is answered through the session's sink. Raises what `Slot.arrive` raises.
 
-        Call :meth:`pump` after the last frame of a message.
+        Call :meth:`pump_soon` after the last frame of a message.
         """
         session = slot.session
         if frame.budget is False and session.live and session.rate_hz > 0:
@@ -296,6 +294,18 @@ class InferenceCore:
 
     # -- batches --------------------------------------------------------------------------------------------------
 
+    def pump_soon(self) -> None:
+        """Pump after the other messages that have come: frames that arrive together go into one batch."""
+        if self._defer is None or len(self._sessions) == 1:
+            self.pump()
+        elif not self._pump_is_due:
+            self._pump_is_due = True
+            self._defer(self._pump_when_due)
+
+    def _pump_when_due(self) -> None:
+        self._pump_is_due = False
+        self.pump()
+
     def pump(self) -> None:
         """Hand the engine its next batch, if it is free and something waits."""
         while self._in_engine == 0 and self._batcher.waiting:
@@ -305,54 +315,7 @@ class InferenceCore:
             policy, slots = picked
             if slots:
                 self._in_engine += 1
-                self.engine.submit(self._plan(policy, slots))
-
-    def _plan(self, policy: LoadedPolicy, slots: Sequence[Slot]) -> Batch:
-        """Take the frames of each slot that enter the memory in this batch, and lay them out in rounds."""
-        rounds: list[list[Row]] = []
-        planned = []
-        want_log_prob = False
-        now_ns = self._clock_ns()
-        for slot in slots:
-            # Lockstep answers every frame, so only one enters at a time; live takes all that the gap rule left.
-            count = len(slot.queue) if slot.session.live else 1
-            if policy.keeps_every_frame:
-                count = 1
-            frames = [slot.queue.popleft() for _ in range(count)]
-            for older in frames[:-1]:
-                if not older.observe_only:
-                    slot.dropped.append(DroppedStep(older.seq, stale=False, in_memory=True, ticks=older.ticks))
-                    slot.session.frames_dropped += 1
-            late = slot.session.live and frames[-1].budget and now_ns > frames[-1].deadline_ns
-            if late and not frames[-1].observe_only:
-                slot.dropped.append(DroppedStep(frames[-1].seq, stale=True, in_memory=True, ticks=frames[-1].ticks))
-                frames[-1].observe_only = True
-                self.metrics.stale(slot.session)
-            slot.busy = True
-            where = []
-            for r, frame in enumerate(frames):
-                if r == len(rounds):
-                    rounds.append([])
-                reset, executed, counter = slot.enter(frame)
-                settings = frame.settings
-                want_log_prob |= settings.log_prob
-                where.append((r, len(rounds[r])))
-                rounds[r].append(
-                    Row(
-                        slot.lease.slot,
-                        reset,
-                        frame.inputs,
-                        executed,
-                        slot.seed,
-                        counter,
-                        settings.temperature,
-                        settings.argmax,
-                    )
-                )
-            planned.append(_Planned(slot, slot.lease, frames, where, slot.dropped))
-            if not frames[-1].observe_only:  # its answer reports them; what is dropped from now on comes after it
-                slot.dropped = []
-        return Batch(policy.runtime, rounds, want_log_prob, (policy, planned))
+                self.engine.submit(plan_batch(policy, slots, self._clock_ns(), self.metrics))
 
     def on_result(self, batch: Batch, result: BatchResult) -> None:
         """Take a batch back from the engine: scatter its results, and send the next."""
@@ -368,14 +331,14 @@ class InferenceCore:
             self._scatter(policy, planned, result, size)
         self.pump()
 
-    def _scatter(self, policy: LoadedPolicy, planned: Sequence[_Planned], result: BatchResult, size: int) -> None:
+    def _scatter(self, policy: LoadedPolicy, planned: Sequence[PlannedSlot], result: BatchResult, size: int) -> None:
         assert result.rounds is not None  # noqa: S101 - the caller checked
         answers: dict[str, tuple[Session, list[Answer]]] = {}
         for plan in planned:
             if not plan.lease.valid():
                 continue  # the session ended meanwhile; its slot may be somebody else's by now
             slot, frame = plan.slot, plan.frames[-1]
-            round_, index = plan.rows[-1]
+            round_, index = plan.place
             rows = result.rounds[round_]
             slot.busy = False
             action = tuple(rows.actions[index])
@@ -417,7 +380,7 @@ class InferenceCore:
         if self._idle_watchers:
             self._notify_idle(session)
 
-    def _scatter_failure(self, policy: LoadedPolicy, planned: Sequence[_Planned], error: Exception | None) -> None:
+    def _scatter_failure(self, policy: LoadedPolicy, planned: Sequence[PlannedSlot], error: Exception | None) -> None:
         """Memoryless policies lose one step; for others nobody knows what the memory holds, so the session ends."""
         for plan in planned:
             if not plan.lease.valid():

@@ -20,6 +20,7 @@ import torch
 from playserve.errors import BadSettingError, NotFoundError, NotReadyError, PlayserveError
 from playserve.specs import PolicySpec
 from playserve_services.inference.catalog import Catalog, LoadedPolicy, version_key
+from playserve_services.inference.graphs import GraphMode
 from playserve_services.inference.runtime import TorchRuntime
 from playserve_services.inference.slots import SlotPool
 from playserve_trainer import checkpoint
@@ -41,6 +42,8 @@ class RuntimeFactory:
         buckets: Batch sizes to pad to, or None.
         device: Torch device.
         autocast: Compute in bfloat16.
+        graphs: One graph for each bucket, see `TorchRuntime`.
+        compiler: Backend of torch.compile.
         pools: By layout digest.
     """
 
@@ -49,6 +52,8 @@ class RuntimeFactory:
     buckets: Sequence[int] | None = None
     device: str = "cpu"
     autocast: bool = False
+    graphs: GraphMode = "off"
+    compiler: str = "inductor"
     pools: dict[str, SlotPool] = dataclasses.field(default_factory=dict)
 
     def pool(self, policy: Policy) -> SlotPool:
@@ -61,7 +66,14 @@ class RuntimeFactory:
     def make(self, spec: PolicySpec, policy: Policy, pool: SlotPool) -> LoadedPolicy:
         """Return a warm version. May run in any thread: it touches the scratch slot only."""
         runtime = TorchRuntime(
-            spec, policy, pool, max_batch=self.max_batch, buckets=self.buckets, autocast=self.autocast
+            spec,
+            policy,
+            pool,
+            max_batch=self.max_batch,
+            buckets=self.buckets,
+            autocast=self.autocast,
+            graphs=self.graphs,
+            compiler=self.compiler,
         )
         runtime.warm_up()
         return LoadedPolicy(runtime)

@@ -21,7 +21,10 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: PlayserveErr
 
 
 class Outbox:
-    """Messages for one stream.
+    """Messages for one stream, written in their order by one writer at a time.
+
+    Two tasks may write: :meth:`run`, which sleeps until something is put, and the stream's reader, which calls
+    :meth:`flush` for what it has just caused, and so spares the switch to the other task.
 
     Args:
         context: The stream.
@@ -33,6 +36,8 @@ class Outbox:
         self._limit = limit
         self._queue: deque[Any] = deque()
         self._closed = False
+        self._held = False  # the reader will flush, or is at it
+        self._writing = False
         self._waiter: asyncio.Future[None] | None = None
         self._room: asyncio.Future[None] | None = None
         self.error: PlayserveError | None = None
@@ -51,26 +56,53 @@ class Outbox:
             self._wake()
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
+        if not self._held and self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+    @property
+    def full(self) -> bool:
+        """Whether the reader must pause, see :meth:`room`."""
+        return len(self._queue) >= self._limit and not self._closed
 
     async def room(self) -> None:
         """Wait while too much waits to be written."""
-        while len(self._queue) >= self._limit and not self._closed:
+        while self.full:
             self._room = asyncio.get_running_loop().create_future()
             await self._room
 
-    async def run(self) -> None:
-        """Write until the outbox is closed and empty."""
+    def hold(self) -> None:
+        """Announce a :meth:`flush`: what is put until then does not wake the writer."""
+        self._held = True
+
+    async def flush(self) -> None:
+        """Write what was put since :meth:`hold`, unless the writer is at work, which will then do it."""
+        try:
+            if self._queue and not self._writing:
+                await self._drain()
+        finally:
+            self._held = False
+            if self._queue or self._closed:
+                self._wake()
+
+    async def _drain(self) -> None:
         write, queue = self._context.write, self._queue
-        while True:
+        self._writing = True
+        try:
             while queue:
                 await write(queue.popleft())
                 if self._room is not None and len(queue) < self._limit:
                     if not self._room.done():
                         self._room.set_result(None)
                     self._room = None
-            if self._closed:
+        finally:
+            self._writing = False
+
+    async def run(self) -> None:
+        """Write until the outbox is closed and empty."""
+        while True:
+            if self._queue and not self._writing:
+                await self._drain()
+            if self._closed and not self._queue and not self._writing:
                 return
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter

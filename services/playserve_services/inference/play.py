@@ -90,14 +90,19 @@ class PlayStream:
         try:
             await self._open(await next_message(self._context))
             while (session := self._current()) is not None:
-                await self._outbox.room()
+                if self._outbox.full:
+                    await self._outbox.room()
                 request = await next_message(self._context)
                 if self._current() is None:
                     return
                 if request is None or request.WhichOneof("message") == "close":
                     self._core.close(session)  # what comes after it does not count
                     return
-                await self._handle(session, request)
+                self._outbox.hold()
+                try:
+                    await self._handle(session, request)
+                finally:
+                    await self._outbox.flush()
         except PlayserveError as error:
             self._core.metrics.error("" if self._session is None else self._session.policy.spec.name, error.reason)
             self._outbox.close(error)
@@ -187,7 +192,7 @@ class PlayStream:
         if resumed:
             opened.last_seq = slot.entered_seq
             if slot.last_answer is not None:
-                opened.last_result.CopyFrom(convert.result_message(slot.last_answer, time.monotonic_ns()))
+                opened.last_result.CopyFrom(convert.result_message(slot.last_answer, time.monotonic_ns()).result)
         return opened
 
     # -- messages -------------------------------------------------------------------------------------------------
@@ -254,7 +259,7 @@ class PlayStream:
         if self._core.arrive(slot, frame) is Arrival.REPEATED and slot.last_answer is not None:
             self._answer([slot.last_answer])
             return
-        self._core.pump()
+        self._core.pump_soon()
 
     def _configure(self, session: Session, message: ps.Configure) -> None:
         changes: dict[str, Any] = {}
@@ -272,4 +277,4 @@ class PlayStream:
     def _answer(self, answers: Sequence[Answer]) -> None:
         now_ns = time.monotonic_ns()
         for answer in answers:
-            self._outbox.put(ps.PlayResponse(result=convert.result_message(answer, now_ns)))
+            self._outbox.put(convert.result_message(answer, now_ns))

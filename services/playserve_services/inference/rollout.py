@@ -180,7 +180,7 @@ class RolloutStream:
                 self._core.arrive(slot, frame)
             except PlayserveError as error:
                 self._refuse(session, slot.row, error)
-        self._core.pump()
+        self._core.pump_soon()
 
     def _slot(self, session: Session, env_id: int) -> Slot:
         if env_id >= len(session.slots):

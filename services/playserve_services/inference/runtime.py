@@ -5,6 +5,7 @@ A `Runtime` knows nothing of sessions, queues or gRPC; the engine hands it rows 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -12,16 +13,29 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from playserve.errors import BadSettingError, NotImplementedHereError
 from playserve.specs import DiscreteActionSpec, PolicyKind, PolicySpec
-from playserve_services.inference.sampling import BatchSampler
+from playserve_services.inference.graphs import (
+    CompiledSteps,
+    CudaGraphSteps,
+    EagerSteps,
+    GraphMode,
+    StepFunction,
+    Steps,
+)
+from playserve_services.inference.sampling import BatchSampler, StaticSampler, uniforms
 from playserve_services.inference.slots import SlotPool
+from playserve_services.inference.staging import OUTPUT, Array, Computed, Field, Staged, Staging
 from playserve_trainer.models.policy import UNKNOWN_ACTION, Memory, Policy
 
-__all__ = ["Array", "Row", "Rows", "Runtime", "TorchRuntime", "num_heads"]
+__all__ = ["Array", "Row", "Rows", "Runtime", "TorchRuntime", "num_heads", "static_step"]
 
-Array = npt.NDArray[Any]
+_log = logging.getLogger(__name__)
+_INPUT = "input/"  # before the names of a policy's inputs, among the staged arrays
+# What padding rows hold where it is not 0: they stand on the scratch slot, and draw nothing.
+_PADDING: Mapping[str, Any] = {"reset": True, "executed": UNKNOWN_ACTION, "inverse_temperature": 1.0, "argmax": True}
 
 
 @dataclass(slots=True)
@@ -102,6 +116,9 @@ class TorchRuntime:
         buckets: Batch sizes that rows are padded to, ascending, the last at least max_batch; None: no padding.
             One bucket makes results independent of batch mates bit for bit.
         autocast: Compute in bfloat16 where the operators allow it.
+        graphs: `cuda` captures, and `compile` compiles, one graph for each bucket while warming up; a policy for
+            which that fails is computed without. Both need buckets.
+        compiler: Backend of torch.compile.
     """
 
     def __init__(
@@ -113,6 +130,8 @@ class TorchRuntime:
         max_batch: int,
         buckets: Sequence[int] | None = None,
         autocast: bool = False,
+        graphs: GraphMode = "off",
+        compiler: str = "inductor",
     ) -> None:
         self.spec = spec
         self.pool = pool
@@ -121,30 +140,47 @@ class TorchRuntime:
         self._buckets = list(buckets) if buckets is not None else None
         if self._buckets is not None and (sorted(self._buckets) != self._buckets or self._buckets[-1] < max_batch):
             raise BadSettingError(f"batch buckets {self._buckets} do not ascend to at least max_batch {max_batch}")
+        if graphs != "off" and self._buckets is None:
+            raise BadSettingError(f"graphs {graphs!r} need batch buckets: a graph has one batch size")
         self._max_batch = max_batch
         self._heads = num_heads(spec)
         self._autocast = autocast
-        size = self._buckets[-1] if self._buckets else max_batch
-        self._host: dict[str, Array] = {}
         for tensor in spec.inputs:
             if -1 in tensor.shape:
                 raise BadSettingError(f"policy {spec.name!r}: input {tensor.name!r} has an open shape {tensor.shape}")
-            self._host[tensor.name] = np.zeros((size, *tensor.shape), dtype=tensor.numpy_dtype)
-        self._slots = np.zeros(size, dtype=np.int64)
-        self._reset = np.ones(size, dtype=np.bool_)
-        self._executed = np.full((size, self._heads), UNKNOWN_ACTION, dtype=np.int64)
-        # One set of views a batch size, made once: making tensors costs more than a small batch does.
-        self._views: dict[int, tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor]] = {}
+        self._input_names = [tensor.name for tensor in spec.inputs]
+        self._static = graphs != "off" or self._device.type != "cpu"
+        self._steps = self._make_steps(graphs, compiler)
+        self.staging = Staging(self._fields(), self._buckets[-1] if self._buckets else max_batch, self._device)
 
-    def _staging(self, size: int) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return views of the first `size` staged rows: inputs, slots, reset, executed."""
-        views = self._views.get(size)
-        if views is None:
-            inputs = {name: torch.from_numpy(array[:size]) for name, array in self._host.items()}
-            arrays = (self._slots, self._reset, self._executed)
-            slots, reset, executed = (torch.from_numpy(array[:size]) for array in arrays)
-            views = self._views[size] = inputs, slots, reset, executed
-        return views
+    def _fields(self) -> list[Field]:
+        fields = [Field(_INPUT + t.name, t.shape, t.numpy_dtype) for t in self.spec.inputs]
+        fields += [
+            Field("slot", (), np.dtype(np.int64)),
+            Field("reset", (), np.dtype(np.bool_)),
+            Field("executed", (self._heads,), np.dtype(np.int64)),
+        ]
+        if self._static:
+            fields += [
+                Field("uniform", (self._heads,), np.dtype(np.float64)),
+                Field("inverse_temperature", (1,), np.dtype(np.float64)),
+                Field("argmax", (), np.dtype(np.bool_)),
+            ]
+        return fields
+
+    def _make_steps(self, graphs: GraphMode, compiler: str) -> Steps | None:
+        """Return what computes staged batches; None on a CPU without graphs, where the rows' own sampler is faster."""
+        step = static_step(self._policy, self.pool, self._input_names, self._autocast)
+        if graphs == "compile":
+            return CompiledSteps(step, self._device, compiler)
+        if graphs == "cuda":
+            return CudaGraphSteps(step, self._device)
+        return EagerSteps(step, self._device) if self._static else None
+
+    @property
+    def steps(self) -> Steps | None:
+        """What computes staged batches; None: policies are called directly."""
+        return self._steps
 
     def padded(self, rows: int) -> int:
         """See :class:`Runtime`."""
@@ -153,15 +189,30 @@ class TorchRuntime:
         return next(size for size in self._buckets if size >= rows)
 
     def run(self, rows: Sequence[Row], want_log_prob: bool) -> Rows:
-        """See :class:`Runtime`."""
+        """See :class:`Runtime`.
+
+        Raises:
+            RecompiledError: The batch would have needed a graph that was not made while warming up.
+        """
         n, size = len(rows), self.padded(len(rows))
-        pad = size - n
-        self._stage(rows, size)
-        inputs, slots_B, reset_B, executed_BH = self._staging(size)
-        if self._device.type != "cpu":
-            inputs = {name: tensor.to(self._device) for name, tensor in inputs.items()}
-            slots_B, reset_B = slots_B.to(self._device), reset_B.to(self._device)
-            executed_BH = executed_BH.to(self._device)
+        self.staging.wait()
+        staged = self.staging.of(size)
+        self._stage(rows, staged)
+        if self._steps is None:
+            return self._run_directly(rows, staged, want_log_prob)
+        self.staging.send(staged)
+        with torch.inference_mode():
+            arrays = self._steps(staged)
+        log_probs, value = arrays.get("log_probs"), arrays.get("value")
+        return Rows(
+            actions=arrays["actions"][:n].tolist(),
+            log_probs=log_probs[:n].copy() if want_log_prob and log_probs is not None else None,
+            values=None if value is None else value[:n].copy(),
+            outputs={k.removeprefix(OUTPUT): a[:n].copy() for k, a in arrays.items() if k.startswith(OUTPUT)},
+        )
+
+    def _run_directly(self, rows: Sequence[Row], staged: Staged, want_log_prob: bool) -> Rows:
+        n, pad = len(rows), staged.size - len(rows)
         sampler = BatchSampler(
             [r.seed for r in rows] + [0] * pad,
             [r.counter for r in rows] + [0] * pad,
@@ -171,41 +222,92 @@ class TorchRuntime:
             self._device,
             want_log_prob,
         )
+        arrays = staged.device
         with torch.inference_mode():
-            memory = Memory(self.pool.tensors, slots_B, reset_B)
+            memory = Memory(self.pool.tensors, arrays["slot"], arrays["reset"])
+            inputs = {name: arrays[_INPUT + name] for name in self._input_names}
             # Entering autocast costs as much as a small batch, even when it is off.
             if self._autocast:
                 with torch.autocast(self._device.type, torch.bfloat16):
-                    out = self._policy.step(inputs, executed_BH, memory, sampler)
+                    out = self._policy.step(inputs, arrays["executed"], memory, sampler)
             else:
-                out = self._policy.step(inputs, executed_BH, memory, sampler)
+                out = self._policy.step(inputs, arrays["executed"], memory, sampler)
         log_probs = sampler.log_probs()
         return Rows(
             actions=out.actions_BH[:n].tolist(),
             log_probs=None if log_probs is None else log_probs[:n],
-            values=None if out.value_B is None else out.value_B[:n].float().cpu().numpy(),
-            outputs={name: tensor[:n].cpu().numpy() for name, tensor in out.outputs.items()},
+            values=None if out.value_B is None else out.value_B[:n].float().numpy(),
+            outputs={name: tensor[:n].numpy() for name, tensor in out.outputs.items()},
         )
 
-    def _stage(self, rows: Sequence[Row], size: int) -> None:
-        """Copy the rows into the staging arrays; rows from len(rows) on are padding on the scratch slot."""
-        n = len(rows)
-        for name, host in self._host.items():
-            for i, row in enumerate(rows):
-                host[i] = row.inputs[name]
-        self._slots[:n] = [r.slot for r in rows]
-        self._reset[:n] = [r.reset for r in rows]
-        unknown = (UNKNOWN_ACTION,) * self._heads
-        self._executed[:n] = [r.executed or unknown for r in rows]
-        if size > n:
-            for host in self._host.values():
-                host[n:size] = 0
-            self._slots[n:size], self._reset[n:size], self._executed[n:size] = 0, True, UNKNOWN_ACTION
+    def _stage(self, rows: Sequence[Row], staged: Staged) -> None:
+        """Lay the rows out; rows from len(rows) on are padding on the scratch slot."""
+        n, host = len(rows), staged.host
+        if rows:
+            for name in self._input_names:
+                array = host[_INPUT + name]
+                for i, row in enumerate(rows):
+                    array[i] = row.inputs[name]
+            host["slot"][:n] = [r.slot for r in rows]
+            host["reset"][:n] = [r.reset for r in rows]
+            unknown = (UNKNOWN_ACTION,) * self._heads
+            host["executed"][:n] = [r.executed or unknown for r in rows]
+        if rows and self._static:
+            host["uniform"][:n] = uniforms([r.seed for r in rows], [r.counter for r in rows], self._heads)
+            host["inverse_temperature"][:n, 0] = [1.0 / r.temperature for r in rows]
+            host["argmax"][:n] = [r.argmax for r in rows]
+        if staged.size > n:
+            for name, array in host.items():
+                array[n:] = _PADDING.get(name, 0)
 
     def warm_up(self) -> None:
-        """See :class:`Runtime`."""
+        """See :class:`Runtime`. Makes the graphs, largest first: the smaller ones fit into its temporary memory."""
+        if self._steps is not None:
+            try:
+                self._prepare(self._steps)
+            except Exception as error:
+                if isinstance(self._steps, EagerSteps):
+                    raise
+                _log.warning(
+                    "policy %s version %s: its step cannot be %s; it is computed without graphs (%s)",
+                    self.spec.name, self.spec.version,
+                    "compiled" if isinstance(self._steps, CompiledSteps) else "captured",
+                    (str(error).strip() or type(error).__name__).splitlines()[0],
+                )  # fmt: skip
+                self._steps = self._make_steps("off", "")
+                assert self._steps is not None  # noqa: S101 - graphs stage everything
+                self._prepare(self._steps)
         sizes = self._buckets or sorted({1, min(2, self._max_batch), self._max_batch})
         zero = {t.name: np.zeros(t.shape, dtype=t.numpy_dtype) for t in self.spec.inputs}
         for size in sizes:
             row = Row(0, True, zero, None, 0, 0, 1.0, False)
             self.run([row] * size, want_log_prob=True)
+
+    def _prepare(self, steps: Steps) -> None:
+        for size in reversed(self._buckets or [self._max_batch]):
+            staged = self.staging.of(size)
+            self.staging.wait()
+            self._stage([], staged)
+            self.staging.send(staged)
+            with torch.inference_mode():
+                steps.warm_up(staged)
+
+
+def static_step(policy: Policy, pool: SlotPool, input_names: Sequence[str], autocast: bool) -> StepFunction:
+    """Return a policy's step as a function of staged tensors alone, as graphs need it."""
+    tensors, device_type = pool.tensors, policy.device().type
+    names = tuple(input_names)
+
+    def step(arrays: Mapping[str, Tensor]) -> Computed:
+        sampler = StaticSampler(arrays["uniform"], arrays["inverse_temperature"], arrays["argmax"])
+        memory = Memory(tensors, arrays["slot"], arrays["reset"])
+        inputs = {name: arrays[_INPUT + name] for name in names}
+        if autocast:
+            # Weights that were cast inside a graph must not be found by what runs outside of it.
+            with torch.autocast(device_type, torch.bfloat16, cache_enabled=False):
+                out = policy.step(inputs, arrays["executed"], memory, sampler)
+        else:
+            out = policy.step(inputs, arrays["executed"], memory, sampler)
+        return Computed(out.actions_BH, sampler.log_probs_BH(), out.value_B, dict(out.outputs))
+
+    return step

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = ["BatchSampler", "derive_seed", "uniforms"]
+__all__ = ["BatchSampler", "StaticSampler", "derive_seed", "uniforms"]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -44,6 +44,19 @@ def uniforms(seeds: Sequence[int], counters: Sequence[int], heads: int) -> npt.N
     row = _mix(_mix(seed + _GOLDEN) + counter * _GOLDEN)
     bits = _mix(row[:, None] + (head * _HEAD)[None, :])
     return (bits >> _S11).astype(np.float64) * 2.0**-53
+
+
+def _invert(scaled_BA: Tensor, u_B1: Tensor) -> Tensor:
+    """Return int64 [B]: where the cumulative distribution of softmax(scaled) passes u."""
+    cdf_BA = torch.softmax(scaled_BA, -1).cumsum_(-1)
+    # Scaling by the last entry rather than 1 keeps rounding from ever drawing past the end.
+    target_B1 = u_B1 * cdf_BA[:, -1:]
+    return (cdf_BA <= target_B1).sum(-1).clamp_(max=scaled_BA.shape[-1] - 1)
+
+
+def _log_prob(scaled_BA: Tensor, action_B: Tensor) -> Tensor:
+    """Return float32 [B]: the log-probability of each row's action."""
+    return torch.log_softmax(scaled_BA, -1).gather(-1, action_B[:, None])[:, 0].float()
 
 
 class BatchSampler:
@@ -97,15 +110,11 @@ class BatchSampler:
         else:
             if self._u_BH is None:
                 self._u_BH = torch.from_numpy(uniforms(self._seeds, self._counters, self._heads)).to(self._device)
-            cdf_BA = torch.softmax(scaled_BA, -1).cumsum_(-1)
-            # Scaling by the last entry rather than 1 keeps rounding from ever drawing past the end.
-            target_B1 = self._u_BH[:, head : head + 1] * cdf_BA[:, -1:]
-            action_B = (cdf_BA <= target_B1).sum(-1).clamp_(max=logits_BA.shape[-1] - 1)
+            action_B = _invert(scaled_BA, self._u_BH[:, head : head + 1])
             if self._argmax_B is not None:
                 action_B = torch.where(self._argmax_B, logits_BA.argmax(-1), action_B)
         if self._want:
-            log_BA = torch.log_softmax(scaled_BA, -1)
-            self._log_probs.append(log_BA.gather(-1, action_B[:, None])[:, 0].float())
+            self._log_probs.append(_log_prob(scaled_BA, action_B))
         return action_B
 
     def log_probs(self) -> npt.NDArray[np.float32] | None:
@@ -114,6 +123,37 @@ class BatchSampler:
             return None
         result: npt.NDArray[np.float32] = torch.stack(self._log_probs, -1).cpu().numpy()
         return result
+
+
+class StaticSampler:
+    """Draws what :class:`BatchSampler` draws, by the same arithmetic, from tensors alone.
+
+    Nothing in it depends on values that Python sees, so that it can be captured in a CUDA graph or compiled; the
+    uniforms are still :func:`uniforms` of seeds and counters, computed on the host.
+
+    Args:
+        u_BH: float64 [B, H] uniforms.
+        inv_temp_B1: float64 [B, 1], 1 / temperature.
+        argmax_B: bool [B]: take the most probable action.
+    """
+
+    __slots__ = ("_argmax_B", "_inv_temp_B1", "_log_probs", "_u_BH")
+
+    def __init__(self, u_BH: Tensor, inv_temp_B1: Tensor, argmax_B: Tensor) -> None:
+        self._u_BH, self._inv_temp_B1, self._argmax_B = u_BH, inv_temp_B1, argmax_B
+        self._log_probs: list[Tensor] = []
+
+    def __call__(self, logits_BA: Tensor, head: int) -> Tensor:
+        """Return int64 [B], one action a row."""
+        scaled_BA = logits_BA.double() * self._inv_temp_B1
+        drawn_B = _invert(scaled_BA, self._u_BH[:, head : head + 1])
+        action_B = torch.where(self._argmax_B, logits_BA.argmax(-1), drawn_B)
+        self._log_probs.append(_log_prob(scaled_BA, action_B))
+        return action_B
+
+    def log_probs_BH(self) -> Tensor | None:
+        """Return float32 [B, heads drawn], or None when nothing was drawn."""
+        return torch.stack(self._log_probs, -1) if self._log_probs else None
 
 
 def derive_seed(seed: int, episode_id: int) -> int:

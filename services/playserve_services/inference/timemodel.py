@@ -39,6 +39,11 @@ class TimeModel:
         """Return the expected seconds of a batch of `rows` rows; 0 before the first observation."""
         return self.fixed_s + self.per_row_s * rows
 
+    @property
+    def known(self) -> bool:
+        """Whether anything was observed."""
+        return self._w > 0.0
+
     def max_rows(self, seconds: float, limit: int) -> int:
         """Return how many rows, at most `limit`, are expected to take no longer than `seconds`; at least 1."""
         if self.predict(limit) <= seconds or self.per_row_s <= 0.0:
