@@ -128,7 +128,7 @@ def _distribution(values: Sequence[int]) -> Mapping[str, Any] | None:
 
 def _tally(names: Sequence[str]) -> dict[str, int]:
     """Return how often each came, the most frequent first."""
-    found = {name: 0 for name in names}
+    found = dict.fromkeys(names, 0)
     for name in names:
         found[name] += 1
     return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
