@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import hashlib
 import json
 import os
 import signal
@@ -14,27 +15,30 @@ from typing import TYPE_CHECKING, Any
 from playserve.errors import BadSettingError
 
 if TYPE_CHECKING:
+    from playserve_client.evaluate.families import Choice
     from playserve_client.evaluate.plan import Settings
 
 __all__ = ["SUMMARY", "configure", "run"]
 
 SUMMARY = "Play many episodes against a policy server and print a table with error bars."
 
-_DEFAULT_STICKINESS = (0.0, 0.25)
 _FEW = 20
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Add ``atari``, ``merge``, and the options of a user's own environment."""
+    """Add a subcommand for each family, ``merge``, and the options of a user's own environment."""
+    from playserve_client.evaluate.families import COMMANDS
+
     # The options stand at `rollout` with their defaults, and at `rollout atari` without: they may be given on
     # either side of the word.
     _add_options(parser, top=True)
     parser.add_argument("--env", metavar="MODULE:FACTORY", help="play your own Gymnasium environment")
     parser.add_argument("--env-game", metavar="NAME", default="", help="first argument of that factory")
     families = parser.add_subparsers(dest="family", metavar="FAMILY")
-    atari = families.add_parser("atari", help="Atari, in the emulator that comes with ale-py")
-    atari.add_argument("--game", required=True, help="such as breakout")
-    _add_options(atari, top=False)
+    for name, family in COMMANDS.items():
+        command = families.add_parser(name, help=family.summary)
+        family.configure(command)
+        _add_options(command, top=False)
     merge = families.add_parser("merge", help="put the shards of one run together")
     merge.add_argument("folders", nargs="+", type=Path, metavar="OUT", help="one folder a shard")
     merge.add_argument("--out", type=Path, default=argparse.SUPPRESS, help="folder of the whole run")
@@ -49,26 +53,31 @@ def _add_options(parser: argparse.ArgumentParser, *, top: bool) -> None:
     add("--policy", metavar="NAME", help="policy at the server (default: the game)")
     add("--version", default="", help="its version or alias (default: the newest)")
     add("--episodes", default=100, type=int, help="episodes of the sampled agent at each stickiness (default 100)")
-    add(
-        "--argmax-episodes", type=int, help="episodes of the agent without sampling (default 20 or --episodes; 0: none)"
-    )
+    add("--argmax-episodes", type=int, help="episodes of the agent without sampling; 0: none (default 20 or "
+        "--episodes; nethack: 0)")  # fmt: skip
     add("--baseline-episodes", type=int, help="episodes of each baseline (default 20 or --episodes)")
-    add("--no-baselines", default=False, action="store_true", help="no random, most-frequent and expert rows")
+    add("--no-baselines", default=False, action="store_true", help="no rows beside the agent's")
     add("--no-agent", default=False, action="store_true", help="baselines only; needs no server")
     add("--most-frequent", type=int, metavar="ACTION", help="the expert's most frequent action, for its row")
-    add("--data", type=Path, metavar="DIR", help="or: recordings to find it in")
+    add("--data", type=Path, metavar="DIR", help="or: recordings or shards to count the expert's actions in")
     add("--envs", default=16, type=int, help="environments at a time (default 16)")
     add("--workers", type=int, help="processes that run them (default: the number of cores)")
     add("--stickiness", type=float, action="append", help="chance that a frame repeats the last action (repeatable; "
         "default 0 and 0.25; Atari only)")  # fmt: skip
-    add("--max-steps", default=27_000, type=int, help="cut episodes after so many steps (default 27000)")
+    add("--max-steps", type=int, help="cut episodes after so many steps (default 27000; nethack: 100000)")
     add(
         "--env-option", default=[], action="append", metavar="KEY=JSON", help="argument of the environment (repeatable)"
     )
     add("--seed-start", default=1_000_000, type=int, help="environment seed of episode 0 (default 1000000)")
     add("--shard", default="0/1", metavar="I/N", help="play part I (from 0) of N only; `rollout merge` joins them")
     add("--out", type=Path, help="folder of the run; the same command goes on there (default runs/rollout/...)")
-    add("--record", default=0, type=int, metavar="N", help="film the best episode, the first, ... N in all")
+    add(
+        "--record",
+        default=0,
+        type=int,
+        metavar="N",
+        help="record N episodes: films of the best, the first, ...; nethack: ttyrecs of the first N",
+    )
     add("--reconnect-s", default=60.0, type=float, help="how long the server may be away (default 60)")
     add("--codec", default="raw", choices=["raw", "lz4"], help="packing of observations (default raw)")
     add("--tls", default=False, action="store_true", help="dial with TLS; the key is read from PLAYSERVE_API_KEY")
@@ -84,9 +93,7 @@ def run(args: argparse.Namespace) -> int:
     from playserve_client.evaluate.run import RunOptions, evaluate
     from playserve_client.evaluate.table import print_report
 
-    if args.record:
-        import PIL  # noqa: F401 - the same
-    settings, notes = _settings(args)
+    settings, choice = _settings(args)
     out = args.out or _default_out(settings)
     options = RunOptions(
         out=out,
@@ -99,7 +106,8 @@ def run(args: argparse.Namespace) -> int:
         api_key=os.environ.get("PLAYSERVE_API_KEY"),
         tls=args.tls,
         codecs=(Codec.LZ4,) if args.codec == "lz4" else (),
-        notes=tuple(notes),
+        notes=choice.notes,
+        knowledge=choice.knowledge,
     )
     for line in settings.protocol():
         print(line, file=sys.stderr)
@@ -115,6 +123,8 @@ def run(args: argparse.Namespace) -> int:
         print(
             f"video of episode {video['number']} ({video['row']}, score {video['score']:g}{cut}): {out / video['path']}"
         )
+    for item in report["recordings"]:
+        print(f"recording of episode {item['number']} ({item['row']}, score {item['score']:g}): {out / item['path']}")
     print(f"every episode is in {out / 'results.json'}")
     return 130 if report["run"]["interrupted"] else 0
 
@@ -123,57 +133,47 @@ def _interrupt(_number: int, _frame: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _settings(args: argparse.Namespace) -> tuple[Settings, list[str]]:
-    from playserve_client.evaluate.plan import EnvChoice, Settings, Shard
-    from playserve_client.evaluate.players import has_expert
+def _settings(args: argparse.Namespace) -> tuple[Settings, Choice]:
+    from playserve_client.evaluate.families import family_of
+    from playserve_client.evaluate.plan import Settings, Shard
 
     if args.family is None and not args.env:
         raise BadSettingError("nothing to play: name a family (playserve rollout atari --game ...) or --env")
     if args.family is not None and args.env:
         raise BadSettingError(f"--env {args.env} and the family {args.family!r}: give one of them")
-    atari = args.family == "atari"
-    env = EnvChoice(
-        family=args.family or args.env,
-        game=args.game if atari else args.env_game,
-        options=_options(args.env_option),
-        max_steps=args.max_steps,
-    )
-    policy = "" if args.no_agent else args.policy or env.game
+    family = family_of(args.family or args.env)
+    if args.record and family.records_films:
+        import PIL  # noqa: F401 - brings the missing-extra hint before anything is done
+    max_steps = family.max_steps if args.max_steps is None else args.max_steps
+    choice = family.choose(args, _options(args.env_option), max_steps)
+    policy = "" if args.no_agent else args.policy or family.default_policy(choice.env)
     if not (policy or args.no_agent):
         raise BadSettingError("--env needs --policy: the policy's name at the server")
-    if not atari and args.stickiness:
-        raise BadSettingError(f"--stickiness {args.stickiness} has no meaning for --env; pass it by --env-option")
-    if atari:
-        _check_game(env)
-    action, notes = _most_frequent(args, env.game)
     few = min(args.episodes, _FEW)
+    argmax_episodes = few if choice.argmax_episodes is None else choice.argmax_episodes
     settings = Settings(
-        env=env,
+        env=choice.env,
         policy=policy,
         episodes=args.episodes,
-        argmax_episodes=few if args.argmax_episodes is None else args.argmax_episodes,
+        argmax_episodes=argmax_episodes if args.argmax_episodes is None else args.argmax_episodes,
         baseline_episodes=0 if args.no_baselines else few if args.baseline_episodes is None else args.baseline_episodes,
         seed_start=args.seed_start,
-        stickiness=tuple(args.stickiness or _DEFAULT_STICKINESS) if atari else (),
-        most_frequent=action,
-        expert=has_expert(env.family, env.game),
+        stickiness=choice.stickiness,
+        most_frequent=choice.most_frequent,
+        expert=choice.expert,
+        knowledge=_stamp(choice),
         shard=Shard.parse(args.shard),
     )
     if not settings.rows():
         raise BadSettingError("nothing to play: --no-agent and --no-baselines leave no player")
-    if not settings.expert and not args.no_baselines:
-        notes.append(f"no expert row: there is no scripted expert for {env.game or env.family}")
-    return settings, notes
+    return settings, choice
 
 
-def _check_game(env: Any) -> None:
-    """Name a wrong game or option here, not in a worker."""
-    from playserve_client.envs.atari import AtariEnv
-
-    try:
-        AtariEnv(env.game, **env.factory_options(None))
-    except TypeError as error:
-        raise BadSettingError(f"--env-option: {error}") from error
+def _stamp(choice: Choice) -> dict[str, str]:
+    """Return what tells whether two runs' baselines draw from the same file."""
+    if not choice.knowledge:
+        return {}
+    return {"source": choice.knowledge_source, "sha256": hashlib.sha256(choice.knowledge).hexdigest()}
 
 
 def _options(pairs: list[str]) -> dict[str, Any]:
@@ -187,19 +187,6 @@ def _options(pairs: list[str]) -> dict[str, Any]:
         except ValueError:
             options[key] = text
     return options
-
-
-def _most_frequent(args: argparse.Namespace, game: str) -> tuple[int | None, list[str]]:
-    from playserve_client.evaluate.players import most_frequent_action
-
-    if args.no_baselines:
-        return None, []
-    if args.most_frequent is not None:
-        return args.most_frequent, []
-    if args.data is not None:
-        action, share = most_frequent_action(args.data, game)
-        return action, [f"action {action} is the most frequent in {args.data}: {share:.1%} of the steps"]
-    return None, ["no most-frequent-action row: it is unknown; give --most-frequent ACTION or --data DIR"]
 
 
 def _default_out(settings: Settings) -> Path:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from numpy.typing import NDArray
@@ -45,6 +45,7 @@ class Finished:
         truncated: Whether it was cut.
         digest: Digest of actions and rewards: equal digests are equal games.
         seconds: How long the last attempt took.
+        facts: What the environment said of the episode at its end.
     """
 
     assignment: Assignment
@@ -56,6 +57,7 @@ class Finished:
     truncated: bool
     digest: str
     seconds: float
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -227,6 +229,7 @@ class Driver:
                 truncated=result["truncated"],
                 digest=result["digest"],
                 seconds=result["seconds"],
+                facts=result["facts"],
             )
         )
         self._callbacks.progress(0, 1)

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from playserve.errors import BadSettingError, DataLossError
 from playserve_client.evaluate.driver import Finished
@@ -21,7 +25,7 @@ from playserve_client.evaluate.plan import Assignment, Settings
 __all__ = ["FORMAT_VERSION", "Journal", "Result", "differences", "write_json"]
 
 FORMAT_VERSION = 1
-_SETTINGS, _EPISODES, _LOCK = "settings.json", "episodes.jsonl", ".lock"
+_SETTINGS, _EPISODES, _LOCK, _KNOWLEDGE = "settings.json", "episodes.jsonl", ".lock", "knowledge.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +45,7 @@ class Result:
         attempts: How often it was begun.
         version: Policy version; empty for local players.
         seconds: How long it took.
+        facts: What the environment said of the episode at its end.
     """
 
     row: str
@@ -55,6 +60,7 @@ class Result:
     attempts: int = 1
     version: str = ""
     seconds: float = 0.0
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, finished: Finished) -> Result:
@@ -73,6 +79,7 @@ class Result:
             attempts=finished.attempts,
             version=finished.version,
             seconds=finished.seconds,
+            facts=finished.facts,
         )
 
 
@@ -98,9 +105,20 @@ class Journal:
         """Return where the actions of each episode lie."""
         return self.out / "actions"
 
+    @property
+    def knowledge(self) -> Path | None:
+        """Return the folder's copy of the file that baselines draw from; None where there is none."""
+        path = self.out / _KNOWLEDGE
+        return path if path.exists() else None
+
     @contextmanager
-    def open(self, settings: Settings, packages: Mapping[str, str]) -> Iterator[Journal]:
+    def open(self, settings: Settings, packages: Mapping[str, str], knowledge: bytes = b"") -> Iterator[Journal]:
         """Begin, or go on with, the run of `settings`; the folder is this process's until the end of the block.
+
+        Args:
+            settings: What is played.
+            packages: Versions that decide what an episode is.
+            knowledge: Content of the file that baselines draw from; `settings` holds its digest.
 
         Raises:
             BadSettingError: The folder holds a run of other settings or packages, or another process has it open.
@@ -121,6 +139,8 @@ class Journal:
             else:
                 self._head = head
                 write_json(self.out / _SETTINGS, head)
+            if knowledge:
+                _write(self.out / _KNOWLEDGE, knowledge)
             self._file = open(self.out / _EPISODES, "ab")  # noqa: SIM115 - closed below
             try:
                 self._end_line(self._file)
@@ -163,6 +183,16 @@ class Journal:
     def has(self, assignment: Assignment) -> bool:
         """Return whether an episode is finished."""
         return (assignment.row, assignment.number) in self.results
+
+    def actions(self, result: Result) -> NDArray[np.integer[Any]]:
+        """Return the actions of a finished episode, int [steps]; FileNotFoundError where they were not kept."""
+        path = self.actions_dir / result.row / f"{result.number:06d}.npz"
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                actions: NDArray[np.integer[Any]] = stored["executed"]
+        except (ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise DataLossError(f"{path} is damaged: {error}") from error
+        return actions
 
     def add(self, result: Result) -> None:
         """Keep one finished episode, on disk before this returns."""
@@ -218,8 +248,12 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file, atomically."""
+    _write(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def _write(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    temporary.write_bytes(content)
     os.replace(temporary, path)
 
 

@@ -43,7 +43,8 @@ def merge_runs(folders: Sequence[Path], out: Path, *, partial: bool = False) -> 
     if missing and not partial:
         raise BadSettingError(f"not complete: {'; '.join(missing)}. --partial merges all the same")
     merged = Journal(out)
-    with merged.open(whole, journals[0].packages):
+    knowledge = journals[0].knowledge
+    with merged.open(whole, journals[0].packages, knowledge.read_bytes() if knowledge is not None else b""):
         if version:
             merged.set_version(version)
         for row in whole.rows():
@@ -62,8 +63,10 @@ def merge_runs(folders: Sequence[Path], out: Path, *, partial: bool = False) -> 
             "packages": journals[0].packages,
             "merged_from": [str(folder) for folder in folders],
             "videos": [],
+            "recordings": [],
             "notes": [],
         },
+        whole.env.rules.recorded(merged.knowledge) if merged.knowledge is not None else (),
     )
     write_json(out / "results.json", report)
     return report

@@ -8,28 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from playserve.errors import BadSettingError
+from playserve_client.evaluate.families import Contender, Family, Role, family_of
 
-__all__ = ["DEFAULT_SEED_START", "MAX_STEPS", "Assignment", "EnvChoice", "PlayerKind", "Row", "Settings", "Shard"]
+__all__ = ["DEFAULT_SEED_START", "MAX_STEPS", "Assignment", "EnvChoice", "Row", "Settings", "Shard"]
 
 #: Far from the seeds of recordings (10,000 and up), so that no game that was learnt from is evaluated.
 DEFAULT_SEED_START = 1_000_000
 MAX_STEPS = 27_000
 # Keeps the sampling seeds apart from everything else that is seeded with the episode's seed.
 _SAMPLING_STREAM = 0x73616D70
-
-PlayerKind = Literal["sample", "argmax", "random", "constant", "expert"]
-_NAMES: dict[PlayerKind, str] = {
-    "sample": "agent (sampled)",
-    "argmax": "agent (argmax)",
-    "random": "random",
-    "constant": "most frequent action",
-    "expert": "expert",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,15 +61,13 @@ class EnvChoice:
     max_steps: int = MAX_STEPS
 
     @property
-    def is_atari(self) -> bool:
-        """Return whether stickiness, no-ops and the scripted experts have a meaning here."""
-        return self.family == "atari"
+    def rules(self) -> Family:
+        """Return what the evaluator knows of this family."""
+        return family_of(self.family)
 
     def factory_options(self, stickiness: float | None) -> dict[str, Any]:
         """Return the keyword arguments of the factory."""
-        if not self.is_atari:
-            return dict(self.options)
-        return {**self.options, "stickiness": stickiness or 0.0, "max_steps": self.max_steps}
+        return self.rules.factory_options(self, stickiness)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,21 +92,20 @@ class Row:
     """One row of the table.
 
     Attributes:
-        kind: Who plays.
+        kind: Who plays: "sample", "argmax", or a contender of the family.
+        name: The name for people.
+        role: The served policy, a player that knows nothing, or the expert.
         stickiness: Of the emulator; None where that has no meaning.
         episodes: Episodes of the row, all shards together.
-        action: The action of the player "constant".
+        action: The action of a player that has but one.
     """
 
-    kind: PlayerKind
+    kind: str
+    name: str
+    role: Role
     stickiness: float | None
     episodes: int
     action: int | None = None
-
-    @property
-    def name(self) -> str:
-        """Return the name for people."""
-        return _NAMES[self.kind] if self.action is None else f"{_NAMES[self.kind]} ({self.action})"
 
     @property
     def key(self) -> str:
@@ -126,7 +115,7 @@ class Row:
     @property
     def is_agent(self) -> bool:
         """Return whether the served policy plays it."""
-        return self.kind in ("sample", "argmax")
+        return self.role == "agent"
 
     def assignments(self, seed_start: int, shard: Shard) -> list[Assignment]:
         """Return the episodes of one shard."""
@@ -160,6 +149,7 @@ class Settings:
         stickiness: Stickiness values; empty where that has no meaning.
         most_frequent: The most frequent action, or None where it is unknown.
         expert: Whether there is a scripted expert.
+        knowledge: Source and digest of the file that baselines draw from; empty where they need none.
         shard: The part to play.
     """
 
@@ -172,6 +162,7 @@ class Settings:
     stickiness: tuple[float, ...] = ()
     most_frequent: int | None = None
     expert: bool = False
+    knowledge: Mapping[str, str] = field(default_factory=dict)
     shard: Shard = field(default_factory=Shard)
 
     def __post_init__(self) -> None:
@@ -187,18 +178,23 @@ class Settings:
 
     def rows(self) -> list[Row]:
         """Return the rows in the order of the table."""
-        wanted: list[tuple[PlayerKind, int, int | None]] = []
+        wanted: list[tuple[Contender, int]] = []
         if self.policy:
-            wanted += [("sample", self.episodes, None), ("argmax", self.argmax_episodes, None)]
-        wanted.append(("random", self.baseline_episodes, None))
-        if self.most_frequent is not None:
-            wanted.append(("constant", self.baseline_episodes, self.most_frequent))
-        if self.expert:
-            wanted.append(("expert", self.baseline_episodes, None))
+            agent: Role = "agent"
+            wanted.append((Contender(kind="sample", name="agent (sampled)", role=agent), self.episodes))
+            wanted.append((Contender(kind="argmax", name="agent (argmax)", role=agent), self.argmax_episodes))
+        wanted += [(player, self.baseline_episodes) for player in self.env.rules.contenders(self)]
         return [
-            Row(kind=kind, stickiness=stickiness, episodes=episodes, action=action)
+            Row(
+                kind=player.kind,
+                name=player.name,
+                role=player.role,
+                stickiness=stickiness,
+                episodes=episodes,
+                action=player.action,
+            )
             for stickiness in (self.stickiness or (None,))
-            for kind, episodes, action in wanted
+            for player, episodes in wanted
             if episodes
         ]
 
@@ -207,6 +203,9 @@ class Settings:
         value = asdict(self)
         value["stickiness"] = list(self.stickiness)
         value["env"]["options"] = dict(self.env.options)
+        value["knowledge"] = dict(self.knowledge)
+        if not self.knowledge:
+            del value["knowledge"]  # as in folders that were begun before there was any
         return value
 
     @classmethod
@@ -220,12 +219,9 @@ class Settings:
 
     def protocol(self) -> list[str]:
         """Return what was measured, in words, one fact a line."""
-        lines = [
+        return [
             "sampled: temperature 1; argmax: the most probable action",
+            *self.env.rules.protocol(self),
             f"full episodes, unclipped score, cut after {self.env.max_steps:,} steps",
             f"episode i has environment seed {self.seed_start} + i; every assigned episode is played to its end",
         ]
-        if self.env.is_atari:
-            sticky = " and ".join(f"{value:g}" for value in self.stickiness)
-            lines.insert(1, f"frame skip 4, 1 to 30 no-ops at the start, stickiness {sticky}, minimal action set")
-        return lines

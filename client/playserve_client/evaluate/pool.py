@@ -89,6 +89,7 @@ class WorkerPool:
         rows: Environments.
         workers: Processes; no more than rows are started.
         actions_dir: Where workers write each episode's actions; None: nowhere.
+        knowledge: The file that local players draw from, or None.
         silence_s: How long a worker may be silent while it owes something; None: 300 s.
     """
 
@@ -100,6 +101,7 @@ class WorkerPool:
         rows: int,
         workers: int,
         actions_dir: Path | None = None,
+        knowledge: Path | None = None,
         silence_s: float | None = None,
     ) -> None:
         if rows < 1 or workers < 1:
@@ -108,6 +110,7 @@ class WorkerPool:
         self.restarts = 0
         self.spec: EnvSpec | None = None
         self._env, self._stickiness, self._actions_dir = env, stickiness, actions_dir
+        self._knowledge = knowledge
         self._silence_s = _SILENCE_S if silence_s is None else silence_s
         # spawn: a fork would copy the locks of gRPC's threads.
         self._context = multiprocessing.get_context("spawn")
@@ -215,6 +218,7 @@ class WorkerPool:
             "first_row": handle.rows.start,
             "rows": len(handle.rows),
             "actions": str(self._actions_dir) if self._actions_dir is not None else "",
+            "knowledge": str(self._knowledge) if self._knowledge is not None else "",
         }
         name = f"rollout-{handle.index}"
         handle.process = self._context.Process(target=work, args=(theirs, json.dumps(config)), name=name, daemon=True)

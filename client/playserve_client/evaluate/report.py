@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from playserve_client.evaluate.families import Recorded, Role
 from playserve_client.evaluate.journal import Result
 from playserve_client.evaluate.plan import Row, Settings
 from playserve_client.evaluate.statistics import RESAMPLES, Interval, bootstrap_difference, bootstrap_mean, deciles
@@ -20,6 +22,7 @@ class RowSummary:
     Attributes:
         key: Name for programs.
         name: Name for people.
+        role: The served policy, a player that knows nothing, or the expert.
         stickiness: Of the emulator.
         planned: Episodes assigned.
         episodes: Episodes finished.
@@ -33,10 +36,13 @@ class RowSummary:
         truncated: Episodes that were cut.
         distinct: Episodes that differ in an action or a reward: a deterministic player repeats itself.
         replayed: Attempts that were lost and played again.
+        fact_means: Mean of each number that the environment says of its episodes; of those that say it.
+        fact_counts: How often it said which word, the most frequent first.
     """
 
     key: str
     name: str
+    role: Role
     stickiness: float | None
     planned: int
     episodes: int
@@ -50,11 +56,13 @@ class RowSummary:
     truncated: int
     distinct: int
     replayed: int
+    fact_means: dict[str, float]
+    fact_counts: dict[str, dict[str, int]]
 
 
 def summarize(settings: Settings, results: Mapping[tuple[str, int], Result]) -> list[RowSummary]:
     """Return one summary a row, in the table's order."""
-    return [_summary(row, _finished(row, settings, results), settings) for row in settings.rows()]
+    return [_of_row(row, _finished(row, settings, results), settings) for row in settings.rows()]
 
 
 def _finished(row: Row, settings: Settings, results: Mapping[tuple[str, int], Result]) -> list[Result]:
@@ -62,14 +70,23 @@ def _finished(row: Row, settings: Settings, results: Mapping[tuple[str, int], Re
     return [results[a.row, a.number] for a in planned if (a.row, a.number) in results]
 
 
-def _summary(row: Row, finished: Sequence[Result], settings: Settings) -> RowSummary:
+def _of_row(row: Row, finished: Sequence[Result], settings: Settings) -> RowSummary:
+    planned = len(row.assignments(settings.seed_start, settings.shard))
+    return _summary(finished, key=row.key, name=row.name, role=row.role, stickiness=row.stickiness, planned=planned)
+
+
+def _summary(
+    finished: Sequence[Result], *, key: str, name: str, role: Role, stickiness: float | None, planned: int
+) -> RowSummary:
     scores = [result.score for result in finished]
     tenths = deciles(scores)
+    means, counts = _facts(finished)
     return RowSummary(
-        key=row.key,
-        name=row.name,
-        stickiness=row.stickiness,
-        planned=len(row.assignments(settings.seed_start, settings.shard)),
+        key=key,
+        name=name,
+        role=role,
+        stickiness=stickiness,
+        planned=planned,
         episodes=len(finished),
         mean=sum(scores) / len(scores) if scores else None,
         mean_interval=bootstrap_mean(scores),
@@ -81,17 +98,50 @@ def _summary(row: Row, finished: Sequence[Result], settings: Settings) -> RowSum
         truncated=sum(result.truncated for result in finished),
         distinct=len({result.digest for result in finished}),
         replayed=sum(result.attempts - 1 for result in finished),
+        fact_means=means,
+        fact_counts=counts,
     )
 
 
+def _facts(finished: Sequence[Result]) -> tuple[dict[str, float], dict[str, dict[str, int]]]:
+    numbers: dict[str, list[float]] = {}
+    words: dict[str, Counter[str]] = {}
+    for result in finished:
+        for name, value in result.facts.items():
+            if isinstance(value, str):
+                words.setdefault(name, Counter())[value] += 1
+            elif isinstance(value, int | float):
+                numbers.setdefault(name, []).append(float(value))
+    means = {name: sum(values) / len(values) for name, values in numbers.items()}
+    return means, {name: dict(counter.most_common()) for name, counter in words.items()}
+
+
 def build_report(
-    settings: Settings, results: Mapping[tuple[str, int], Result], extra: Mapping[str, Any]
+    settings: Settings,
+    results: Mapping[tuple[str, int], Result],
+    extra: Mapping[str, Any],
+    recorded: Sequence[Recorded] = (),
 ) -> dict[str, Any]:
-    """Return the JSON value of ``results.json``: settings, protocol, rows, differences, every episode, and `extra`."""
+    """Return the JSON value of ``results.json``: settings, protocol, rows, differences, every episode, and `extra`.
+
+    Args:
+        settings: Of the run.
+        results: Finished episodes by (row key, number).
+        extra: Further entries. Its "notes" are lines for people.
+        recorded: Rows that nobody plays; they stand last.
+    """
     rows = summarize(settings, results)
+    elsewhere = [
+        _summary(item.results, key=item.key, name=item.name, role="expert", stickiness=None, planned=len(item.results))
+        for item in recorded
+    ]
+    rules = settings.env.rules
     finished = {row.key: _finished(row, settings, results) for row in settings.rows()}
     return {
         **extra,
+        "notes": [*extra.get("notes", ()), *(note for item in recorded for note in item.notes)],
+        "title": rules.title(settings.env),
+        "columns": [asdict(column) for column in rules.columns],
         "settings": settings.to_json(),
         "protocol": settings.protocol(),
         "statistics": {
@@ -99,7 +149,7 @@ def build_report(
             "deciles": "10th to 90th percentile, linear interpolation",
         },
         "complete": all(row.episodes == row.planned for row in rows),
-        "rows": [asdict(row) for row in rows],
+        "rows": [asdict(row) for row in [*rows, *elsewhere]],
         "versus_best_baseline": _versus(rows, finished),
         "episodes": [asdict(result) for row in settings.rows() for result in finished[row.key]],
     }
@@ -109,14 +159,12 @@ def _versus(rows: Sequence[RowSummary], finished: Mapping[str, Sequence[Result]]
     """Return, for each agent row, how far it is above the best player that knows nothing."""
     found = []
     for agent in rows:
-        if agent.key.partition("-")[0] not in ("sample", "argmax"):
+        if agent.role != "agent":
             continue
         baselines = [
             row
             for row in rows
-            if row.stickiness == agent.stickiness
-            and row.key.partition("-")[0] in ("random", "constant")
-            and row.mean is not None
+            if row.stickiness == agent.stickiness and row.role == "baseline" and row.mean is not None
         ]
         if not baselines or agent.mean is None:
             continue

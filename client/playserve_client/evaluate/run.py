@@ -10,27 +10,23 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from playserve.errors import BadSettingError
 from playserve.settings import Sampling, SamplingMode
 from playserve.specs import Codec, PolicySpec
 from playserve_client.client import PolicyClient
 from playserve_client.evaluate.driver import Callbacks, Driver, PhaseReport, Tags
+from playserve_client.evaluate.families.base import AGENTS, Recordings
 from playserve_client.evaluate.journal import Journal, Result, write_json
 from playserve_client.evaluate.plan import Assignment, Settings
 from playserve_client.evaluate.pool import WorkerPool
 from playserve_client.evaluate.progress import ProgressView, show_progress
 from playserve_client.evaluate.report import build_report
-from playserve_client.evaluate.video import record_videos
 from playserve_client.rollout import Rollout
 
 __all__ = ["RunOptions", "evaluate"]
 
-_PHASES: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("agent (sampled)", ("sample",)),
-    ("agent (argmax)", ("argmax",)),
-    ("baselines", ("random", "constant", "expert")),
-)
-_ENV_PACKAGES = {"atari": ("ale-py", "opencv-python-headless", "gymnasium", "numpy")}
+# Phases by the kind of their players; whoever is not here is played last, without a server.
+_PHASES = {"sample": "agent (sampled)", "argmax": "agent (argmax)"}
+_LOCAL_PHASE = "baselines"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +45,7 @@ class RunOptions:
         tls: Whether to dial with TLS.
         codecs: Packings to offer.
         notes: Lines for the report.
+        knowledge: Content of the file that baselines draw from; the settings hold its digest.
     """
 
     out: Path
@@ -62,6 +59,7 @@ class RunOptions:
     tls: bool = False
     codecs: tuple[Codec, ...] = ()
     notes: tuple[str, ...] = ()
+    knowledge: bytes = b""
 
 
 @dataclass(slots=True)
@@ -72,7 +70,7 @@ class _State:
     phases: dict[str, PhaseReport] = field(default_factory=dict)
     worker_restarts: int = 0
     interrupted: bool = False
-    videos: list[dict[str, Any]] = field(default_factory=list)
+    recordings: Recordings = field(default_factory=Recordings)
     notes: list[str] = field(default_factory=list)
 
 
@@ -84,7 +82,7 @@ def evaluate(settings: Settings, options: RunOptions) -> dict[str, Any]:
             another run. Finished episodes are kept.
     """
     journal, state, started = Journal(options.out), _State(notes=list(options.notes)), time.monotonic()
-    with journal.open(settings, _packages(settings)):
+    with journal.open(settings, _packages(settings), options.knowledge):
         if journal.damaged:
             state.notes.append(f"{journal.damaged} damaged lines of episodes.jsonl; those episodes are played again")
         failed = True
@@ -92,9 +90,10 @@ def evaluate(settings: Settings, options: RunOptions) -> dict[str, Any]:
             _play(settings, options, journal, state)
             if options.record and not state.interrupted:
                 with show_progress(options.record, 0) as progress:
-                    progress.phase("filming")
-                    state.videos, notes = record_videos(settings, journal, options.record, progress.advance)
-                state.notes += notes
+                    progress.phase("recording")
+                    rules = settings.env.rules
+                    state.recordings = rules.record(settings, journal, options.record, progress.advance)
+                state.notes += state.recordings.notes
             failed = False
         except KeyboardInterrupt:
             state.interrupted, failed = True, False
@@ -111,7 +110,8 @@ def _play(settings: Settings, options: RunOptions, journal: Journal, state: _Sta
     missing = [a for a in planned if not journal.has(a)]
     if not missing:
         return
-    phases = [(name, [a for a in missing if rows[a.row].kind in kinds]) for name, kinds in _PHASES]
+    names = [*_PHASES.values(), _LOCAL_PHASE]
+    phases = [(name, [a for a in missing if _PHASES.get(rows[a.row].kind, _LOCAL_PHASE) == name]) for name in names]
     phases = [(name, queue) for name, queue in phases if queue]
     most = max(len(queue) for _, queue in phases)
     with ExitStack() as stack:
@@ -123,6 +123,7 @@ def _play(settings: Settings, options: RunOptions, journal: Journal, state: _Sta
                 rows=min(options.envs, most),
                 workers=options.workers,
                 actions_dir=journal.actions_dir,
+                knowledge=journal.knowledge,
             )
         )
         client = stack.enter_context(
@@ -147,7 +148,8 @@ def _play(settings: Settings, options: RunOptions, journal: Journal, state: _Sta
 
 def _callbacks(settings: Settings, journal: Journal, state: _State, progress: ProgressView) -> Callbacks:
     def opened(spec: PolicySpec) -> None:
-        _check_game(settings, spec)
+        odd = settings.env.rules.check_policy(settings, spec)
+        state.notes += [note for note in odd if note not in state.notes]
         journal.set_version(spec.version)
         state.policy = spec
 
@@ -168,7 +170,7 @@ def _opener(
     rows: Mapping[str, Any],
 ) -> Callable[[int], Rollout] | None:
     kind = rows[queue[0].row].kind
-    if kind not in ("sample", "argmax"):
+    if kind not in AGENTS:
         return None
     mode = SamplingMode.SAMPLE if kind == "sample" else SamplingMode.ARGMAX
 
@@ -185,16 +187,10 @@ def _opener(
     return open_rollout
 
 
-def _check_game(settings: Settings, spec: PolicySpec) -> None:
-    trained = spec.environment.get("game", "")
-    if settings.env.is_atari and trained and trained != settings.env.game:
-        raise BadSettingError(f"policy {spec.name!r} was trained for {trained!r}; this is {settings.env.game!r}")
-
-
 def _packages(settings: Settings) -> dict[str, str]:
     """Return the versions that decide what an episode is."""
     found = {}
-    for name in _ENV_PACKAGES.get(settings.env.family, ("gymnasium",)):
+    for name in settings.env.rules.packages:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -229,7 +225,9 @@ def _report(settings: Settings, options: RunOptions, journal: Journal, state: _S
             "worker_restarts": state.worker_restarts,
             "interrupted": state.interrupted,
         },
-        "videos": state.videos,
+        "videos": state.recordings.videos,
+        "recordings": state.recordings.files,
         "notes": state.notes,
     }
-    return build_report(settings, journal.results, extra)
+    recorded = settings.env.rules.recorded(journal.knowledge) if journal.knowledge is not None else ()
+    return build_report(settings, journal.results, extra, recorded)

@@ -5,7 +5,7 @@ Films are animated GIFs, which any browser shows, and are cut after so many step
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from playserve.errors import BadSettingError, DataLossError
 from playserve_client.envs.registry import make_env
+from playserve_client.evaluate.families.base import Progress, Recordings
 from playserve_client.evaluate.journal import Journal, Result
 from playserve_client.evaluate.plan import EnvChoice, Row, Settings
 
-__all__ = ["Video", "choose_episodes", "record_videos", "replay"]
+__all__ = ["Video", "choose_episodes", "record_videos"]
 
 _MAX_STEPS, _STRIDE, _MAX_WIDTH = 1500, 2, 320
 
@@ -66,26 +67,49 @@ def _of_kind(settings: Settings, journal: Journal, kind: str) -> list[Result]:
 
 
 def record_videos(
-    settings: Settings, journal: Journal, count: int, progress: Callable[[int, int], None] = lambda _steps, _films: None
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """Film `count` episodes into ``OUT/videos``; return them as JSON values, and notes of what could not be filmed."""
-    videos, notes = [], []
+    settings: Settings,
+    journal: Journal,
+    count: int,
+    progress: Progress,
+    *,
+    render: Mapping[str, Any],
+    step_s: Callable[[Any], float],
+) -> Recordings:
+    """Film `count` episodes into ``OUT/videos``.
+
+    Args:
+        settings: Of the run.
+        journal: Its episodes.
+        count: Films.
+        progress: Told of each.
+        render: What the factory takes to make an environment that can be filmed, where it takes that.
+        step_s: Returns how long a step of an environment is for people.
+    """
+    made = Recordings()
     rows = {row.key: row for row in settings.rows()}
     for result in choose_episodes(settings, journal, count):
         try:
-            videos.append(asdict(_film(settings, journal, rows[result.row], result)))
+            made.videos.append(asdict(_film(settings, journal, rows[result.row], result, render, step_s)))
         except (BadSettingError, DataLossError, FileNotFoundError) as error:
-            notes.append(f"no video of {result.row} episode {result.number}: {error}")
+            made.notes.append(f"no video of {result.row} episode {result.number}: {error}")
         progress(result.steps, 1)
-    return videos, notes
+    return made
 
 
-def _film(settings: Settings, journal: Journal, row: Row, result: Result) -> Video:
-    with np.load(journal.actions_dir / row.key / f"{result.number:06d}.npz", allow_pickle=False) as stored:
-        actions = stored["executed"]
-    frames, score, step_s = [], 0.0, 1 / 15
-    for step, (frame, reward, seconds) in enumerate(replay(settings.env, row.stickiness, result.env_seed, actions)):
-        score, step_s = score + reward, seconds
+def _film(
+    settings: Settings,
+    journal: Journal,
+    row: Row,
+    result: Result,
+    render: Mapping[str, Any],
+    step_s: Callable[[Any], float],
+) -> Video:
+    actions = journal.actions(result)
+    frames, score = [], 0.0
+    env = _make(settings.env, row.stickiness, render)
+    seconds = step_s(env)
+    for step, (frame, reward) in enumerate(_replay(env, result.env_seed, actions)):
+        score += reward
         if step < _MAX_STEPS and step % _STRIDE == 0 and frame is not None:
             frames.append(_shrunk(frame))
     if score != result.score or len(actions) != result.steps:
@@ -97,7 +121,7 @@ def _film(settings: Settings, journal: Journal, row: Row, result: Result) -> Vid
         raise BadSettingError("the environment renders nothing; it needs rgb(), or render_mode 'rgb_array'")
     name = f"{settings.policy or 'baseline'}-{row.key}-{result.number:06d}.gif"
     path = journal.out / "videos" / name
-    frame_ms = max(20, round(step_s * _STRIDE * 100) * 10)
+    frame_ms = max(20, round(seconds * _STRIDE * 100) * 10)
     _write_gif(path, frames, frame_ms)
     return Video(
         path=f"videos/{name}",
@@ -110,31 +134,27 @@ def _film(settings: Settings, journal: Journal, row: Row, result: Result) -> Vid
     )
 
 
-def replay(
-    env_choice: EnvChoice, stickiness: float | None, env_seed: int, actions: Sequence[int] | NDArray[np.integer[Any]]
-) -> Iterator[tuple[NDArray[np.uint8] | None, float, float]]:
-    """Play an episode again; yield (frame before the step, uint8 [H, W, 3] or None, reward, seconds of a step)."""
+def _make(env_choice: EnvChoice, stickiness: float | None, render: Mapping[str, Any]) -> Any:
     options = env_choice.factory_options(stickiness)
-    if not env_choice.is_atari:
-        options.setdefault("render_mode", "rgb_array")
     try:
-        env: Any = make_env(env_choice.family, env_choice.game, **options)
+        return make_env(env_choice.family, env_choice.game, **{**render, **options})
     except TypeError:  # a factory that takes no render_mode
-        env = make_env(env_choice.family, env_choice.game, **env_choice.factory_options(stickiness))
+        return make_env(env_choice.family, env_choice.game, **options)
+
+
+def _replay(
+    env: Any, env_seed: int, actions: Sequence[int] | NDArray[np.integer[Any]]
+) -> Iterator[tuple[NDArray[np.uint8] | None, float]]:
+    """Play an episode again; yield (frame before the step, uint8 [H, W, 3] or None, reward). Closes `env`."""
     first = int(getattr(env.action_space, "start", 0))
-    step_s = getattr(env, "frame_skip", 4) / 60 if env_choice.is_atari else 1 / _fps(env)
     try:
         env.reset(seed=env_seed)
         for step, action in enumerate(actions):
             frame = _render(env) if step < _MAX_STEPS and step % _STRIDE == 0 else None
             _, reward, _, _, _ = env.step(int(action) + first)
-            yield frame, float(reward), step_s
+            yield frame, float(reward)
     finally:
         env.close()
-
-
-def _fps(env: Any) -> float:
-    return float((getattr(env, "metadata", None) or {}).get("render_fps") or 15)
 
 
 def _render(env: Any) -> NDArray[np.uint8] | None:

@@ -24,9 +24,10 @@ import numpy as np
 from playserve.errors import PlayserveError
 from playserve_client.envs.registry import make_env
 from playserve_client.evaluate import messages
+from playserve_client.evaluate.families.base import AGENTS
 from playserve_client.evaluate.observations import EnvSpec, SharedRows
 from playserve_client.evaluate.plan import EnvChoice
-from playserve_client.evaluate.players import Player, make_player
+from playserve_client.evaluate.players import Player
 from playserve_client.evaluate.waiting import Waiter
 
 __all__ = ["work"]
@@ -38,7 +39,7 @@ _PROGRESS_S = 0.2
 
 
 def work(connection: Connection, config: str) -> None:
-    """Live in a worker process until the parent closes the pipe. `config` is JSON: env, first_row, rows, actions."""
+    """Live in a worker process until the parent closes the pipe. `config` is JSON, made in `pool`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the whole group; the parent decides
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionError):
         try:
@@ -85,6 +86,8 @@ class _Worker:
         first = self._slots[self._first]
         self._make_env(first, config["stickiness"])
         self._spec = EnvSpec.of(first.env)
+        knowledge = Path(config["knowledge"]) if config["knowledge"] else None
+        self._players = self._env.rules.players(self._env, self._spec.num_actions, knowledge)
         self._shared: SharedRows | None = None
         self._send({"hello": self._spec.to_json()})
 
@@ -121,13 +124,11 @@ class _Worker:
         slot.started = time.perf_counter()
         self._make_env(slot, task["stickiness"])
         observation, _ = slot.env.reset(seed=task["env_seed"])
-        if task["player"] in ("sample", "argmax"):
+        if task["player"] in AGENTS:
             slot.player = None
             self._show(slot, observation)
         else:
-            slot.player = make_player(
-                task["player"], game=self._env.game, num_actions=self._spec.num_actions, action=task["action"]
-            )
+            slot.player = self._players(task["player"], task["action"])
             slot.player.reset(task["sampling_seed"])
             self._runnable.append((slot, slot.tag, -1))
 
@@ -150,7 +151,7 @@ class _Worker:
             self._report()
         if slot.player is not None:
             action = slot.player.act(slot.env)
-        observation, reward, terminated, truncated, _ = slot.env.step(action + self._spec.first_action)
+        observation, reward, terminated, truncated, info = slot.env.step(action + self._spec.first_action)
         slot.steps += 1
         slot.score += float(reward)
         slot.actions.append(action)
@@ -159,7 +160,7 @@ class _Worker:
         slot.step_s = time.perf_counter() - begin
         truncated = truncated or (slot.steps >= self._env.max_steps and not terminated)
         if terminated or truncated:
-            self._finish(slot, bool(terminated), bool(truncated))
+            self._finish(slot, bool(terminated), bool(truncated), info)
         elif slot.player is None:
             self._show(slot, observation)
         else:
@@ -182,7 +183,7 @@ class _Worker:
             self._ready, self._new_steps = [], 0
         self._reported = time.perf_counter()
 
-    def _finish(self, slot: _Slot, terminated: bool, truncated: bool) -> None:
+    def _finish(self, slot: _Slot, terminated: bool, truncated: bool, info: Mapping[str, Any]) -> None:
         self._report()
         actions = np.array(slot.actions, np.int16 if self._spec.num_actions <= 1 << 15 else np.int32)
         rewards = np.array(slot.rewards, np.float64)
@@ -199,12 +200,22 @@ class _Worker:
                 "truncated": truncated,
                 "digest": digest,
                 "seconds": round(time.perf_counter() - slot.started, 3),
+                "facts": _facts(info),
             }
         })  # fmt: skip
         slot.tag = 0
 
     def _send(self, value: Mapping[str, Any]) -> None:
         self._connection.send_bytes(messages.json_message(value))
+
+
+def _facts(info: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the environment says of its episode, as JSON knows it: numbers, words, truth."""
+    facts = {}
+    for name, value in (info.get("episode_facts") or {}).items():
+        plain = value.item() if isinstance(value, np.generic) else value
+        facts[str(name)] = plain if isinstance(plain, bool | int | float | str) else str(plain)
+    return facts
 
 
 def _write_actions(path: Path, actions: Any, rewards: Any) -> None:
