@@ -45,7 +45,14 @@ class ManualEngine(Engine):
 class Rig:
     """A core under test."""
 
-    def __init__(self, *, slots: int = 4, max_batch: int = 8, limits: CoreLimits | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        slots: int = 4,
+        max_batch: int = 8,
+        limits: CoreLimits | None = None,
+        defer: Callable[[Callable[[], None]], Any] | None = None,
+    ) -> None:
         self.now_ns = 1_000_000_000
         self.catalog = Catalog()
         self.core = InferenceCore(
@@ -53,6 +60,7 @@ class Rig:
             dataclasses.replace(limits or CoreLimits(), max_batch=max_batch),
             Metrics(lambda: self.catalog),
             lambda: self.now_ns,
+            defer,
         )
         self.engine = ManualEngine(self.core.on_result)
         self.core.attach_engine(self.engine)

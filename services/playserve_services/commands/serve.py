@@ -47,6 +47,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="pad every batch to --max-batch: repeatable bit for bit",
     )
+    add(
+        "--graphs",
+        choices=["auto", "off", "cuda", "compile"],
+        help="a CUDA graph, or compiled code, for each batch size (default auto: CUDA graphs where there is CUDA)",
+    )
     add("--max-steps-in-flight", type=int, help="unanswered lockstep steps of one game (default 8)")
     add("--max-message-mb", type=int, help="largest message in MiB (default 32)")
     add("--idle-timeout-s", type=float, help="silent sessions expire after (default 60)")

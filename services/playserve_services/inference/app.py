@@ -30,6 +30,7 @@ from playserve_services.inference.admin import AdminServicer, StateTransferServi
 from playserve_services.inference.catalog import Catalog, LoadedPolicy
 from playserve_services.inference.core import InferenceCore
 from playserve_services.inference.engine import ThreadEngine
+from playserve_services.inference.graphs import resolve_graphs
 from playserve_services.inference.loader import PolicyLoader, RuntimeFactory
 from playserve_services.inference.metrics import Metrics
 from playserve_services.inference.servicer import PolicyServicer
@@ -99,7 +100,6 @@ class InferenceServer:
             self.core.on_result,
             loop.call_soon_threadsafe,
             self._engine_died,
-            soon=loop.call_soon,
             # A GPU's step ends in a wait, which is no work for the loop's thread.
             inline_s=settings.inline_ms / 1e3 if settings.device == "cpu" else 0.0,
         )
@@ -115,6 +115,7 @@ class InferenceServer:
                 buckets=self._buckets(),
                 device=settings.device,
                 autocast=settings.precision == "bfloat16",
+                graphs=resolve_graphs(settings.graphs, settings.device),
             ),
             CheckpointStore(settings.store) if settings.store else None,
             settings.keep_versions,
@@ -140,7 +141,7 @@ class InferenceServer:
         settings = self._settings
         if settings.fixed_batch:
             return [settings.max_batch]
-        if settings.device == "cpu":
+        if settings.device == "cpu" and resolve_graphs(settings.graphs, settings.device) == "off":
             return None
         sizes = [1 << i for i in range((settings.max_batch - 1).bit_length())]
         return [*sizes, settings.max_batch]

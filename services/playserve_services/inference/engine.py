@@ -112,11 +112,10 @@ class ThreadEngine(Engine):
     Such a batch runs at once on the loop's thread, if the engine's thread has nothing to do: one batch at a time still.
 
     Args:
-        on_result: Called with each batch and its result, on the loop's thread, never from within `submit`.
+        on_result: Called with each batch and its result, on the loop's thread; from within `submit` for short batches.
         post: Runs a function on the loop's thread (`loop.call_soon_threadsafe`).
         on_death: Called through `post` if the thread ends by itself; nothing will be answered afterwards.
-        soon: Runs a function on the loop's thread, called from that thread (`loop.call_soon`); None: all in the thread.
-        inline_s: Batches that are expected to take no longer than this run on the loop's thread.
+        inline_s: Batches that are expected to take no longer than this run on the loop's thread; 0: none.
     """
 
     def __init__(
@@ -125,13 +124,11 @@ class ThreadEngine(Engine):
         post: Callable[..., Any],
         on_death: Callable[[], None],
         *,
-        soon: Callable[..., Any] | None = None,
         inline_s: float = 0.0,
     ) -> None:
         self._on_result = on_result
         self._post = post
         self._on_death = on_death
-        self._soon = soon
         self._inline_s = inline_s
         self._in_thread = 0  # jobs that the thread has, or that are on their way back; loop's thread only
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -144,7 +141,7 @@ class ThreadEngine(Engine):
 
     def submit(self, batch: Batch) -> None:
         """See :class:`Engine`."""
-        if self._soon is not None and self._in_thread == 0 and batch.expected_s <= self._inline_s:
+        if self._in_thread == 0 and batch.expected_s <= self._inline_s and self._inline_s > 0:
             self._on_result(batch, run_batch(batch))
             return
         self._in_thread += 1

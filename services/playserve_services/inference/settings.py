@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from playserve_services.inference.core import CoreLimits
+from playserve_services.inference.graphs import GraphSetting
 
 __all__ = ["ServeSettings", "is_loopback"]
 
@@ -54,6 +55,9 @@ class ServeSettings(BaseSettings):
     """Most sessions of one batch."""
     fixed_batch: bool = False
     """Compute every batch at max_batch rows, so that actions do not depend on batch mates in the last bit."""
+    graphs: GraphSetting = "auto"
+    """One graph for each batch size, made while a policy warms up: cuda captures it, compile compiles it (which takes
+    seconds to minutes a policy), off computes kernel by kernel; auto: cuda on a CUDA device, else off."""
     max_steps_in_flight: int = Field(8, ge=1)
     """Steps of one environment that may wait unanswered in LOCKSTEP."""
     max_message_mb: int = Field(32, ge=1, le=1024)
@@ -91,6 +95,12 @@ class ServeSettings(BaseSettings):
                 f"host {self.host!r} can be reached by others, and neither TLS nor keys are set up; "
                 "say insecure_listen (--insecure-listen) if that is meant"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _graphs(self) -> ServeSettings:
+        if self.graphs == "cuda" and not self.device.startswith("cuda"):
+            raise ValueError(f"graphs 'cuda' need a CUDA device; the device is {self.device!r}")
         return self
 
     @property

@@ -266,3 +266,30 @@ def test_settings_belong_to_the_frames_that_come_after_them(rig: Any) -> None:
     rig.step(session, 3)
     rig.engine.run_all()
     assert [a.frame.settings.revision for a in answers] == [1, 1, 2]
+
+
+def test_frames_that_arrive_together_go_into_one_batch(make_rig: Any) -> None:
+    deferred: list[Any] = []
+    rig = make_rig(defer=deferred.append)
+    policy = rig.load("hash", lockstep())
+    answers: list[Answer] = []
+    sessions = [rig.open(policy, answers) for _ in range(3)]
+    for session in sessions:
+        rig.core.arrive(session.slots[0], rig.frame(session, 1))
+        rig.core.pump_soon()
+    assert len(deferred) == 1
+    assert not rig.engine.jobs
+    deferred.pop()()
+    rig.engine.run_all()
+    assert [answer.batch_size for answer in answers] == [3, 3, 3]
+    rig.core.arrive(sessions[0].slots[0], rig.frame(sessions[0], 2))
+    rig.core.pump_soon()
+    assert len(deferred) == 1, "the next frames are deferred again"
+
+
+def test_a_session_alone_does_not_wait_for_others(make_rig: Any) -> None:
+    rig = make_rig(defer=lambda function: pytest.fail("deferred"))
+    session = rig.open(rig.load("hash", lockstep()))
+    rig.core.arrive(session.slots[0], rig.frame(session, 1))
+    rig.core.pump_soon()
+    assert len(rig.engine.jobs) == 1
