@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import curses.ascii
-
 from playserve_client.nethack.keys import ACTION_NAMES, KEY_TO_ACTION
 
 __all__ = ["key_name", "key_text"]
@@ -19,7 +17,7 @@ def key_text(code: int) -> str:
     """Return a key code as people write it: ``k``, ``space``, ``^D``, ``M-q``."""
     if code >= 128:
         return f"M-{key_text(code - 128)}"
-    return _TEXT.get(code) or curses.ascii.unctrl(code)
+    return _TEXT.get(code) or (f"^{chr(code + 64)}" if code < 32 else chr(code))
 
 
 def key_name(code: int) -> str:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from playserve_client.nethack.tty import TTY_COLUMNS, TTY_ROWS
 
-__all__ = ["BOLD", "PALETTE", "REVERSE", "Screen", "glyph"]
+__all__ = ["BOLD", "PALETTE", "REVERSE", "Screen", "glyph", "look"]
 
 #: Added to a colour where the text is bold, which terminals show as the bright colour.
 BOLD = 8
@@ -37,6 +37,16 @@ _TABLE = dict(enumerate(_GLYPHS))
 def glyph(code: int) -> str:
     """Return the one printable character that a cell with this byte shows."""
     return _GLYPHS[code & 255]
+
+
+def look(color: int) -> tuple[int, bool]:
+    """Return (colour 0 to 15, whether it is reversed) that a cell of this colour is shown in.
+
+    Black would hide what it writes: it becomes dark grey, and under `REVERSE`, where it stands for a space in the
+    terminal's own colours, light grey.
+    """
+    reverse = bool(color & REVERSE)
+    return (color & (REVERSE - 1)) or (7 if reverse else BOLD), reverse
 
 
 @dataclass(frozen=True, slots=True)
