@@ -16,7 +16,10 @@ from playserve.errors import BadSettingError
 __all__ = ["FAMILIES", "load_factory", "make_env"]
 
 #: Factory of each family, as ``module:factory``; it takes the game first, then the family's own options.
-FAMILIES: dict[str, str] = {"atari": "playserve_client.envs.atari:AtariEnv"}
+FAMILIES: dict[str, str] = {
+    "atari": "playserve_client.envs.atari:AtariEnv",
+    "nethack": "playserve_client.envs.nethack:NetHackEnv",
+}
 
 Env = gymnasium.Env[Any, Any]
 
