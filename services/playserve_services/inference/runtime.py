@@ -272,7 +272,7 @@ class TorchRuntime:
                     "policy %s version %s: its step cannot be %s; it is computed without graphs (%s)",
                     self.spec.name, self.spec.version,
                     "compiled" if isinstance(self._steps, CompiledSteps) else "captured",
-                    (str(error).strip() or type(error).__name__).splitlines()[0],
+                    " ".join((str(error).strip() or type(error).__name__).splitlines()[:3]),
                 )  # fmt: skip
                 self._steps = self._make_steps("off", "")
                 assert self._steps is not None  # noqa: S101 - graphs stage everything

@@ -124,6 +124,7 @@ def test_compiled_steps_play_as_eager_ones_and_compile_nothing_after_warm_up() -
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # inductor's own
 def test_inductor_s_code_plays_as_eager_steps_do() -> None:
     policy = policies()[1]
     plain = make(policy, buckets=[2, 8])
