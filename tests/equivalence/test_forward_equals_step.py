@@ -19,20 +19,30 @@ NUM_ACTIONS = 4
 NUM_SLOTS = 8
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 
+#: By family, or "family/variant". The transformer's window wraps three times in STEPS.
 CONFIGS: Mapping[str, dict[str, Any]] = {
     "atari": {"game": "breakout", "num_actions": NUM_ACTIONS, "width": 2},
+    "nethack/lstm": {"num_actions": NUM_ACTIONS, "width": 32, "layers": 2},
+    "nethack/transformer": {
+        "num_actions": NUM_ACTIONS, "width": 64, "core": "transformer", "layers": 2, "context": 4, "inventory": True,
+    },
     "tiny_recurrent": {"num_actions": NUM_ACTIONS, "hidden": 16},
-}
+}  # fmt: skip
 
 
 def test_every_family_is_covered() -> None:
-    assert set(CONFIGS) == set(FAMILIES)
+    assert {name.partition("/")[0] for name in CONFIGS} == set(FAMILIES)
 
 
 @pytest.fixture(params=sorted(CONFIGS))
 def policy(request: pytest.FixtureRequest) -> Policy:
     torch.manual_seed(0)
-    return build(request.param, CONFIGS[request.param]).eval().requires_grad_(False)
+    policy = build(request.param.partition("/")[0], CONFIGS[request.param]).eval().requires_grad_(False)
+    # Biases by distance begin at 0, where a wrong distance would not show.
+    for name, parameter in policy.named_parameters():
+        if name.endswith("bias_HW"):
+            parameter.normal_()
+    return policy
 
 
 class Episodes:

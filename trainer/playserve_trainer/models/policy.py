@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from playserve.specs import PolicySpec
 
 __all__ = [
+    "INSTRUCTION",
+    "TICKS",
     "UNKNOWN_ACTION",
     "ForwardOutput",
     "Memory",
@@ -32,6 +34,13 @@ __all__ = [
 
 #: Stands in `executed` where nothing was executed, or nobody knows what was; also at the first step of an episode.
 UNKNOWN_ACTION = -1
+
+#: Context input (:meth:`Policy.context_inputs`): int64, game ticks between the step before in the memory and this one,
+#: at least 1; 1 at the first step of an episode. More than 1 where frames were missed or left out.
+TICKS = "@ticks"
+
+#: Context input: the embedding of the instruction in force, as :meth:`Policy.embed_instruction` made it.
+INSTRUCTION = "@instruction"
 
 #: Draws actions: (logits_BA float32, head 0..H-1) -> int64 [B]. The caller owns seeds, temperatures and log-probs.
 Sampler = Callable[[Tensor, int], Tensor]
@@ -115,6 +124,23 @@ class Policy(nn.Module, ABC):
     def state_layout(self) -> Mapping[str, StateTensor]:
         """Return the memory tensors of one slot; empty for memoryless policies."""
 
+    def context_inputs(self) -> Mapping[str, StateTensor]:
+        """Return what the policy wants to know beside its observation: rows of :data:`TICKS`, :data:`INSTRUCTION`.
+
+        They come among `inputs`, under those names, [B, *shape] in `step` and [B, T, *shape] in `forward`; no client
+        sends them as tensors. :data:`TICKS` is declared as int64 of shape (). A policy that declares
+        :data:`INSTRUCTION` says `takes_instruction` in its spec and has :meth:`embed_instruction`.
+        """
+        return {}
+
+    def embed_instruction(self, text: str) -> Tensor:
+        """Return the embedding of an instruction, shaped as :meth:`context_inputs` declares; "" is the absence of one.
+
+        The service calls it once for each new text, in a thread of its own while `step` runs in another: it must
+        change nothing in the policy.
+        """
+        raise NotImplementedError(f"{type(self).__name__} takes no instruction")
+
     @abstractmethod
     def forward(
         self,
@@ -126,7 +152,7 @@ class Policy(nn.Module, ABC):
         """Compute logits for whole sequences.
 
         Args:
-            inputs: Input tensors [B, T, *shape] in the dtypes of the spec.
+            inputs: Input tensors [B, T, *shape] in the dtypes of the spec, and those of :meth:`context_inputs`.
             executed_BTH: int64, the action executed before each step, UNKNOWN_ACTION where there is none.
             first_BT: bool, steps that begin an episode: the memory is empty before them.
             state: Memory rows before the first step; None: empty.
@@ -137,7 +163,7 @@ class Policy(nn.Module, ABC):
         """Advance the memory of B slots by one step, and draw actions.
 
         Args:
-            inputs: Input tensors [B, *shape].
+            inputs: Input tensors [B, *shape], and those of :meth:`context_inputs`.
             executed_BH: int64, the action executed before this step, UNKNOWN_ACTION where there is none.
             memory: The slots of the rows; advanced in place.
             sample: Draws the actions, called once a head in order.

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar, cast, get_args, get_origin, get_typ
 
 from playserve.errors import BadSettingError
 from playserve_trainer.models.atari import AtariConfig, AtariPolicy
+from playserve_trainer.models.nethack import NetHackConfig, NetHackPolicy
 from playserve_trainer.models.policy import Policy
 from playserve_trainer.models.tiny_recurrent import TinyRecurrentConfig, TinyRecurrentPolicy
 
@@ -30,6 +31,7 @@ class Family(NamedTuple):
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
         "atari": Family(AtariConfig, AtariPolicy),
+        "nethack": Family(NetHackConfig, NetHackPolicy),
         "tiny_recurrent": Family(TinyRecurrentConfig, TinyRecurrentPolicy),
     }
 )

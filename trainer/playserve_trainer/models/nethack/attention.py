@@ -1,0 +1,77 @@
+"""Attention over a sliding window of steps, with a learnt bias for each distance.
+
+The bias makes attention a function of distances alone, never of positions: keys and values can lie in a ring for as
+long as an episode lasts, and step 50,000 is computed as exactly, and as fast, as step 500. (Rotary positions would need
+angles in float64 there, and turn each key at each step.)
+
+Shape legend: B rows, T steps, W window (context), J = W + T, D width, H heads, E = D / H.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["SlidingAttention"]
+
+
+class SlidingAttention(nn.Module):
+    """Softmax attention of queries over the last `context` steps, their own included.
+
+    Args:
+        width: D.
+        num_heads: H.
+        context: W.
+    """
+
+    def __init__(self, width: int, num_heads: int, context: int) -> None:
+        super().__init__()
+        self.width, self.num_heads, self.context = width, num_heads, context
+        self.bias_HW = nn.Parameter(torch.zeros(num_heads, context))
+
+    def flops_per_step(self) -> int:
+        """Return the forward FLOPs of one step with a full window: two products of W vectors of size D."""
+        return 2 * 2 * self.context * self.width
+
+    def forward(
+        self, query_BTD: Tensor, key_BJD: Tensor, value_BJD: Tensor, mask_BTJ: Tensor | None, skip: int
+    ) -> Tensor:
+        """Return what T queries read from W + T steps, or from T if nothing came before.
+
+        Args:
+            query_BTD: Queries of the last T of the steps.
+            key_BJD: Keys in order of time.
+            value_BJD: Values.
+            mask_BTJ: bool, which steps belong to the query's episode; None: all.
+            skip: Steps before the first query: W or 0.
+        """
+        num_queries, num_keys = query_BTD.shape[1], key_BJD.shape[1]
+        step = torch.arange(num_keys, device=query_BTD.device)
+        distance_TJ = (skip + step[:num_queries]).unsqueeze(1) - step
+        outside_TJ = (distance_TJ < 0) | (distance_TJ >= self.context)
+        bias_HTJ = self.bias_HW[:, distance_TJ.clamp(0, self.context - 1)].masked_fill(outside_TJ, -torch.inf)
+        bias_BHTJ = bias_HTJ.unsqueeze(0)
+        if mask_BTJ is not None:
+            bias_BHTJ = bias_BHTJ.masked_fill(~mask_BTJ.unsqueeze(1), -torch.inf)
+        return self._read(query_BTD, key_BJD, value_BJD, bias_BHTJ)
+
+    def step(self, query_BD: Tensor, key_BWD: Tensor, value_BWD: Tensor, distance_BW: Tensor) -> Tensor:
+        """Return what one query a row reads from a ring of steps, in any order.
+
+        Args:
+            query_BD: Queries.
+            key_BWD: Keys, those of the queries' own step included.
+            value_BWD: Values.
+            distance_BW: int64, how many steps ago; W where there is nothing.
+        """
+        bias_HW = F.pad(self.bias_HW, (0, 1), value=-torch.inf)
+        bias_BH1W = bias_HW[:, distance_BW].transpose(0, 1).unsqueeze(2)
+        return self._read(query_BD.unsqueeze(1), key_BWD, value_BWD, bias_BH1W).squeeze(1)
+
+    def _read(self, query_BTD: Tensor, key_BJD: Tensor, value_BJD: Tensor, bias_BHTJ: Tensor) -> Tensor:
+        query, key, value = (
+            x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (query_BTD, key_BJD, value_BJD)
+        )
+        read_BHTE = F.scaled_dot_product_attention(query, key, value, attn_mask=bias_BHTJ.to(query.dtype))
+        return read_BHTE.transpose(1, 2).flatten(2)

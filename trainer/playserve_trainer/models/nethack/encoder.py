@@ -1,0 +1,240 @@
+"""The encoder of the `nethack` family: a terminal screen becomes one vector, cheaply.
+
+It sees what Tuyls et al. (2307.09423) feed their agents (message line, status lines, screen, 9x9 crop around the
+cursor, previous action, inventory if asked for), but spends its time otherwise, because frames a second decide what a
+minute of training is worth:
+
+- text goes through embeddings of hashed words and through the numbers of the status lines, not through one-hot GEMMs;
+- the crop is embedded cell by cell, by one look-up of (character, colour), and multiplied flat;
+- the rest of the screen is counted: how many cells of each kind lie in each zone around the cursor. Zones grow with
+  the distance. The counts need no gradient.
+
+The parts add up, which is what concatenation before a linear layer would do.
+
+Shape legend: N frames, D width, P = 81 cells of the crop, Z zones, K kinds of cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from playserve_trainer.models.nethack.config import NetHackConfig
+from playserve_trainer.models.nethack.text import LineNumbers, WordCodes
+from playserve_trainer.models.policy import UNKNOWN_ACTION
+
+__all__ = ["NetHackEncoder"]
+
+_ROWS, _COLUMNS = 24, 80
+_CELLS = _ROWS * _COLUMNS
+_MAP = slice(1, 22)  # rows of the main screen; row 0 is the message, 22 and 23 are the status
+_COLORS = 16
+_RADIUS = 4
+_CODE_SIZE = 16  # numbers that embed one cell of the crop
+_WORD_CODES = 8192
+_MESSAGE_WORDS = 16
+_STATUS_WORDS = 12
+_STATUS_NUMBERS = 12
+_NO_GLYPH = 5976  # nle's, in empty places of the inventory
+
+# Zones are intervals of the distance to the cursor, to either side: 0, 1, 2..3, and so on.
+_ROW_ZONES = (0, 1, 2, 4, 7)
+_COLUMN_ZONES = (0, 1, 2, 4, 7, 12, 20)
+
+
+class NetHackEncoder(nn.Module):
+    """Frames to vectors; see the module's docstring."""
+
+    def __init__(self, config: NetHackConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.message = _Words((0,), _MESSAGE_WORDS, width, digits=True)
+        self.status_words = _Words((23,), _STATUS_WORDS, width, digits=False)
+        self.status = _Status(width)
+        self.crop = _Crop(width)
+        self.zones = _Zones(width)
+        self.executed = nn.Embedding(config.num_actions - UNKNOWN_ACTION, width)
+        self.row = nn.Embedding(_ROWS, width)
+        self.column = nn.Embedding(_COLUMNS, width)
+        self.inventory = (
+            nn.EmbeddingBag(_NO_GLYPH + 1, width, mode="sum", padding_idx=_NO_GLYPH) if config.inventory else None
+        )
+        self.norm = nn.LayerNorm(width)
+        self.mix = nn.Linear(width, width)
+        for embedding in (self.executed, self.row, self.column):
+            nn.init.normal_(embedding.weight, std=0.3)
+
+    def forward(
+        self, chars_NRC: Tensor, colors_NRC: Tensor, cursor_N2: Tensor, executed_N: Tensor, inventory: Tensor | None
+    ) -> Tensor:
+        """Return vectors [N, D].
+
+        Args:
+            chars_NRC: uint8 [N, 24, 80].
+            colors_NRC: int8 [N, 24, 80].
+            cursor_N2: uint8 [N, 2], row and column.
+            executed_N: int64 [N], the previous action.
+            inventory: int16 [N, 55] glyphs, or None.
+        """
+        row_N = cursor_N2[:, 0].long().clamp(max=_ROWS - 1)
+        column_N = cursor_N2[:, 1].long().clamp(max=_COLUMNS - 1)
+        x_ND = self.message(chars_NRC) + self.status_words(chars_NRC) + self.status(chars_NRC)
+        x_ND = x_ND + self.executed(executed_N - UNKNOWN_ACTION) + self.row(row_N) + self.column(column_N)
+        x_ND = x_ND + self.crop(chars_NRC, colors_NRC, row_N, column_N)
+        x_ND = x_ND + self.zones(chars_NRC, colors_NRC, row_N, column_N)
+        if self.inventory is not None and inventory is not None:
+            x_ND = x_ND + self.inventory(inventory.long().clamp(0, _NO_GLYPH))
+        x_ND = F.relu(self.norm(x_ND))
+        mixed_ND: Tensor = F.relu(self.mix(x_ND))
+        return mixed_ND
+
+
+class _Words(nn.Module):
+    """Embeddings of the words of some rows, added up."""
+
+    def __init__(self, rows: Sequence[int], num_words: int, width: int, *, digits: bool) -> None:
+        super().__init__()
+        self.rows = rows
+        self.codes = WordCodes(_COLUMNS, num_words, _WORD_CODES, digits=digits)
+        self.bag = nn.EmbeddingBag(_WORD_CODES, width, mode="sum", padding_idx=0)
+        nn.init.normal_(self.bag.weight, std=0.3)
+        with torch.no_grad():
+            self.bag.weight[0] = 0.0
+
+    def forward(self, chars_NRC: Tensor) -> Tensor:
+        codes = torch.cat([self.codes(chars_NRC[:, row]) for row in self.rows], dim=1)
+        vectors_ND: Tensor = self.bag(codes)
+        return vectors_ND
+
+
+class _Status(nn.Module):
+    """The numbers of the status lines: how large they are, and for pairs (hit points) their ratio."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.numbers = LineNumbers(_STATUS_NUMBERS)
+        self.linear = nn.Linear(2 * _STATUS_NUMBERS * 4, width)
+
+    def forward(self, chars_NRC: Tensor) -> Tensor:
+        features = []
+        for row in (22, 23):
+            number_NF, known_NF = self.numbers(chars_NRC[:, row])
+            value_NF = number_NF.to(self.linear.weight.dtype)
+            following_NF = F.pad(value_NF[:, 1:], (0, 1))
+            ratio_NF = value_NF / following_NF.clamp(min=1.0)
+            features += [torch.log1p(value_NF) * 0.5, ratio_NF.clamp(max=2.0), (value_NF * 0.05).clamp(max=2.0),
+                         known_NF.to(value_NF.dtype)]  # fmt: skip
+        vectors_ND: Tensor = self.linear(torch.cat(features, dim=1))
+        return vectors_ND
+
+
+class _Crop(nn.Module):
+    """The 9x9 cells around the cursor."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        side = 2 * _RADIUS + 1
+        self.embed = nn.Embedding(128 * _COLORS, _CODE_SIZE)
+        self.linear = nn.Linear(side * side * _CODE_SIZE, width)
+        nn.init.normal_(self.embed.weight, std=0.3)
+
+    def forward(self, chars_NRC: Tensor, colors_NRC: Tensor, row_N: Tensor, column_N: Tensor) -> Tensor:
+        around = torch.arange(-_RADIUS, _RADIUS + 1, device=chars_NRC.device)
+        row_NS, column_NS = row_N.unsqueeze(1) + around, column_N.unsqueeze(1) + around
+        inside_NSS = ((row_NS >= 0) & (row_NS < _ROWS)).unsqueeze(2) & (
+            (column_NS >= 0) & (column_NS < _COLUMNS)
+        ).unsqueeze(1)
+        place_NSS = row_NS.clamp(0, _ROWS - 1).unsqueeze(2) * _COLUMNS + column_NS.clamp(0, _COLUMNS - 1).unsqueeze(1)
+        place_NP = place_NSS.flatten(1)
+        code_NP = (chars_NRC.flatten(1).gather(1, place_NP).long() & 127) * _COLORS
+        code_NP = code_NP + (colors_NRC.flatten(1).gather(1, place_NP).long() & (_COLORS - 1))
+        code_NP = code_NP * inside_NSS.flatten(1)
+        vectors_ND: Tensor = self.linear(self.embed(code_NP).flatten(1))
+        return vectors_ND
+
+
+class _Zones(nn.Module):
+    """Counts of the kinds of cells in zones around the cursor."""
+
+    kinds: Tensor
+    row_zones: Tensor
+    column_zones: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.num_kinds = len(_KINDS) + 1
+        self.num_zones = (2 * len(_ROW_ZONES) - 1) * (2 * len(_COLUMN_ZONES) - 1)
+        self.register_buffer("kinds", _kind_table(), persistent=False)
+        self.register_buffer("row_zones", _zone_table(_ROW_ZONES, _ROWS), persistent=False)
+        self.register_buffer("column_zones", _zone_table(_COLUMN_ZONES, _COLUMNS), persistent=False)
+        self.linear = nn.Linear(self.num_zones * self.num_kinds, width, bias=False)
+
+    def counts(self, chars_NRC: Tensor, colors_NRC: Tensor, row_N: Tensor, column_N: Tensor) -> Tensor:
+        """Return counts int64 [N, Z * K]."""
+        num_columns = 2 * len(_COLUMN_ZONES) - 1
+        size = self.num_zones * self.num_kinds
+        # First zone of each row and column of the screen, as seen from the cursor.
+        rows = torch.arange(_MAP.start, _MAP.stop, device=chars_NRC.device)
+        columns = torch.arange(_COLUMNS, device=chars_NRC.device)
+        row_NR = self.row_zones[rows - row_N.unsqueeze(1) + _ROWS] * (num_columns * self.num_kinds)
+        column_NC = self.column_zones[columns - column_N.unsqueeze(1) + _COLUMNS] * self.num_kinds
+        chars_NRC, colors_NRC = chars_NRC[:, _MAP], colors_NRC[:, _MAP]
+        if chars_NRC.device.type == "cpu":
+            # Most of a screen is empty; only what is not is looked at.
+            flat = torch.from_numpy((chars_NRC.numpy() > 32).ravel().nonzero()[0])
+            cell_row, column = flat // _COLUMNS, flat % _COLUMNS
+            code = chars_NRC.flatten()[flat].long() * _COLORS + (colors_NRC.flatten()[flat] & (_COLORS - 1))
+            frame = cell_row // (_MAP.stop - _MAP.start)
+            bins = row_NR.flatten()[cell_row] + column_NC.flatten()[frame * _COLUMNS + column]
+            bins += self.kinds[code & 2047] + frame * size
+            return torch.bincount(bins, minlength=len(row_N) * size).view(-1, size)
+        # Elsewhere no shape may depend on the data.
+        code_NC = chars_NRC.long() * _COLORS + (colors_NRC & (_COLORS - 1))
+        bins_NRC = row_NR.unsqueeze(2) + column_NC.unsqueeze(1) + self.kinds[code_NC & 2047]
+        counts = torch.zeros(len(row_N), size, dtype=torch.int64, device=chars_NRC.device)
+        return counts.scatter_add_(1, bins_NRC.flatten(1), (chars_NRC > 32).long().flatten(1))
+
+    def forward(self, chars_NRC: Tensor, colors_NRC: Tensor, row_N: Tensor, column_N: Tensor) -> Tensor:
+        counts = self.counts(chars_NRC, colors_NRC, row_N, column_N)
+        vectors_ND: Tensor = self.linear(counts.to(self.linear.weight.dtype).sqrt())
+        return vectors_ND
+
+
+# Kinds of cells: (characters, colours or None for all). A cell is of the first kind that it fits, or of kind 0.
+_DOOR_COLORS = (3, 11)
+_KINDS: tuple[tuple[str, tuple[int, ...] | None], ...] = (
+    ("|-", _DOOR_COLORS),  # open doors
+    ("+", _DOOR_COLORS),  # closed doors
+    ("|-", None),  # walls
+    (".", None),
+    ("#", None),
+    ("<", None),
+    (">", None),
+    ("_{}\\", None),
+    ("^", None),
+    ("@", None),
+    ("$", None),
+    ("%", None),
+    (")[(?!/=\"+*`", None),
+    ("abcdefghijklmnopqrstuvwxyz", None),
+    ("ABCDEFGHIJKLMNOPQRSTUVWXYZ&;:~'", None),
+)
+
+
+def _kind_table() -> Tensor:
+    table = torch.zeros(128 * _COLORS, dtype=torch.int64)
+    for kind, (characters, colors) in reversed(list(enumerate(_KINDS, start=1))):
+        for character in characters:
+            for color in range(_COLORS) if colors is None else colors:
+                table[ord(character) * _COLORS + color] = kind
+    return table
+
+
+def _zone_table(edges: Sequence[int], size: int) -> Tensor:
+    """Return the zone of each signed distance, by distance + size."""
+    distance = torch.arange(-size, size + 1)
+    zone = torch.bucketize(distance.abs(), torch.tensor(edges), right=True) - 1
+    return len(edges) - 1 + torch.where(distance < 0, -zone, zone)
