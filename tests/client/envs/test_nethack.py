@@ -263,7 +263,7 @@ def test_recorded_games_are_read_again_by_nle(tmp_path: Path) -> None:
             frames.append(observation["tty_chars"])
             observation, _, _, truncated, info = env.step(action)
         assert truncated
-        assert info["ttyrec"] == str(env.ttyrec_path)
+        assert info["ttyrec"] == str(env._game.ttyrec_path)
         played[Path(info["ttyrec"]).name] = (np.stack(frames), [ACTION_KEYS[action] for action in actions])
     env.reset(seed=103)  # never ended: does not count
     env.close()
