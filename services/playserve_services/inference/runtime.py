@@ -25,17 +25,24 @@ from playserve_services.inference.graphs import (
     StepFunction,
     Steps,
 )
+from playserve_services.inference.instructions import InstructionCache
 from playserve_services.inference.sampling import BatchSampler, StaticSampler, uniforms
 from playserve_services.inference.slots import SlotPool
 from playserve_services.inference.staging import OUTPUT, Array, Computed, Field, Staged, Staging
-from playserve_trainer.models.policy import UNKNOWN_ACTION, Memory, Policy
+from playserve_trainer.models.policy import INSTRUCTION, TICKS, UNKNOWN_ACTION, Memory, Policy, StateTensor
 
-__all__ = ["Array", "Row", "Rows", "Runtime", "TorchRuntime", "num_heads", "static_step"]
+__all__ = ["Array", "Row", "Rows", "Runtime", "TorchRuntime", "check_context", "num_heads", "static_step"]
 
 _log = logging.getLogger(__name__)
 _INPUT = "input/"  # before the names of a policy's inputs, among the staged arrays
 # What padding rows hold where it is not 0: they stand on the scratch slot, and draw nothing.
-_PADDING: Mapping[str, Any] = {"reset": True, "executed": UNKNOWN_ACTION, "inverse_temperature": 1.0, "argmax": True}
+_PADDING: Mapping[str, Any] = {
+    _INPUT + TICKS: 1,
+    "reset": True,
+    "executed": UNKNOWN_ACTION,
+    "inverse_temperature": 1.0,
+    "argmax": True,
+}
 
 
 @dataclass(slots=True)
@@ -51,6 +58,8 @@ class Row:
         counter: Frames that entered the memory under that seed before this one.
         temperature: Of the sampling.
         argmax: Take the most probable action.
+        ticks: Game ticks between the frame before in the memory and this one; 1 at the first of an episode.
+        instruction: In force; read by policies that take one.
     """
 
     slot: int
@@ -61,6 +70,8 @@ class Row:
     counter: int
     temperature: float
     argmax: bool
+    ticks: int = 1
+    instruction: str = ""
 
 
 @dataclass(slots=True)
@@ -94,6 +105,12 @@ class Runtime(Protocol):
 
     def warm_up(self) -> None:
         """Run every batch size that will be used once, on the scratch slot."""
+
+    def prepare_instruction(self, text: str) -> None:
+        """Embed an instruction before a row brings it, so that no batch waits for that. It takes as long as a model.
+
+        Call it in a thread that may wait, whenever a session's instruction is new; policies that take none ignore it.
+        """
 
 
 def num_heads(spec: PolicySpec) -> int:
@@ -148,13 +165,22 @@ class TorchRuntime:
         for tensor in spec.inputs:
             if -1 in tensor.shape:
                 raise BadSettingError(f"policy {spec.name!r}: input {tensor.name!r} has an open shape {tensor.shape}")
-        self._input_names = [tensor.name for tensor in spec.inputs]
+        self._observations = [tensor.name for tensor in spec.inputs]
+        self._context = check_context(spec, policy.context_inputs())
+        self._input_names = [*self._observations, *self._context]
+        self.instructions = (
+            InstructionCache(policy.embed_instruction, self._context[INSTRUCTION], 2 * pool.capacity + 1)
+            if INSTRUCTION in self._context
+            else None
+        )
         self._static = graphs != "off" or self._device.type != "cpu"
         self._steps = self._make_steps(graphs, compiler)
         self.staging = Staging(self._fields(), self._buckets[-1] if self._buckets else max_batch, self._device)
 
     def _fields(self) -> list[Field]:
         fields = [Field(_INPUT + t.name, t.shape, t.numpy_dtype) for t in self.spec.inputs]
+        for name, row in self._context.items():
+            fields.append(Field(_INPUT + name, row.shape, torch.empty(0, dtype=row.dtype).numpy().dtype))
         fields += [
             Field("slot", (), np.dtype(np.int64)),
             Field("reset", (), np.dtype(np.bool_)),
@@ -244,7 +270,7 @@ class TorchRuntime:
         """Lay the rows out; rows from len(rows) on are padding on the scratch slot."""
         n, host = len(rows), staged.host
         if rows:
-            for name in self._input_names:
+            for name in self._observations:
                 array = host[_INPUT + name]
                 for i, row in enumerate(rows):
                     array[i] = row.inputs[name]
@@ -252,6 +278,12 @@ class TorchRuntime:
             host["reset"][:n] = [r.reset for r in rows]
             unknown = (UNKNOWN_ACTION,) * self._heads
             host["executed"][:n] = [r.executed or unknown for r in rows]
+            if TICKS in self._context:
+                host[_INPUT + TICKS][:n] = [r.ticks for r in rows]
+            if self.instructions is not None:
+                array = host[_INPUT + INSTRUCTION]
+                for i, row in enumerate(rows):
+                    array[i] = self.instructions.get(row.instruction)
         if rows and self._static:
             host["uniform"][:n] = uniforms([r.seed for r in rows], [r.counter for r in rows], self._heads)
             host["inverse_temperature"][:n, 0] = [1.0 / r.temperature for r in rows]
@@ -259,6 +291,11 @@ class TorchRuntime:
         if staged.size > n:
             for name, array in host.items():
                 array[n:] = _PADDING.get(name, 0)
+
+    def prepare_instruction(self, text: str) -> None:
+        """See :class:`Runtime`."""
+        if self.instructions is not None:
+            self.instructions.prepare(text)
 
     def warm_up(self) -> None:
         """See :class:`Runtime`. Makes the graphs, largest first: the smaller ones fit into its temporary memory."""
@@ -291,6 +328,26 @@ class TorchRuntime:
             self.staging.send(staged)
             with torch.inference_mode():
                 steps.warm_up(staged)
+
+
+def check_context(spec: PolicySpec, context: Mapping[str, StateTensor]) -> Mapping[str, StateTensor]:
+    """Return the context inputs that a policy declares.
+
+    Raises:
+        BadSettingError: One is unknown or ill-typed, or the spec says otherwise of instructions.
+    """
+    unknown = sorted(set(context) - {TICKS, INSTRUCTION})
+    if unknown:
+        raise BadSettingError(f"policy {spec.name!r}: context inputs {unknown}; there are {TICKS!r}, {INSTRUCTION!r}")
+    if TICKS in context and context[TICKS] != StateTensor((), torch.int64):
+        raise BadSettingError(f"policy {spec.name!r}: {TICKS!r} is int64 of shape (), not {context[TICKS]}")
+    if (INSTRUCTION in context) != spec.takes_instruction:
+        has = "has" if INSTRUCTION in context else "lacks"
+        raise BadSettingError(
+            f"policy {spec.name!r}: takes_instruction is {spec.takes_instruction}, and it {has} the context input "
+            f"{INSTRUCTION!r}"
+        )
+    return dict(context)
 
 
 def static_step(policy: Policy, pool: SlotPool, input_names: Sequence[str], autocast: bool) -> StepFunction:

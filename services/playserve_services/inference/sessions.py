@@ -187,9 +187,9 @@ class Slot:
     """
 
     __slots__ = (
-        "busy", "counter", "dropped", "entered_seq", "episode_id", "fresh", "last_action", "last_answer",
-        "lease", "pending_executed", "pending_seed", "queue", "queued", "row", "seed", "seen_episode", "seen_seq",
-        "session",
+        "busy", "counter", "dropped", "entered_seq", "entered_ticks", "episode_id", "fresh", "last_action",
+        "last_answer", "lease", "missed_ticks", "pending_executed", "pending_seed", "queue", "queued", "row", "seed",
+        "seen_episode", "seen_seq", "session",
     )  # fmt: skip
 
     def __init__(self, lease: SlotLease, session: Session, row: int, episode_id: int, seed: int) -> None:
@@ -204,6 +204,8 @@ class Slot:
         self.seed = seed
         self.counter = 0  # frames that entered the memory under this seed
         self.entered_seq = 0  # highest seq in the memory, or in the engine
+        self.entered_ticks = 1  # from the frame before in the memory to that one; 1 at the first of an episode
+        self.missed_ticks = 0  # of frames that were left out since the last one that entered
         self.seen_seq = 0  # highest seq that arrived
         self.seen_episode = episode_id  # highest episode that arrived
         self.last_action: tuple[int, ...] | None = None
@@ -284,6 +286,7 @@ class Slot:
 
     def _drop(self, frame: Frame) -> None:
         self.dropped.append(DroppedStep(frame.seq, stale=False, in_memory=False, ticks=frame.ticks))
+        self.missed_ticks += frame.ticks
         self.session.frames_dropped += 1
 
     def drop_waiting(self) -> int:
@@ -299,6 +302,7 @@ class Slot:
         self.queue.clear()
         # The client sends them again, those too that a newer frame had displaced: they are not dropped yet.
         self.dropped = [step for step in self.dropped if step.seq <= self.entered_seq]
+        self.missed_ticks = 0
         self.seen_seq = self.entered_seq
         self.seen_episode = self.episode_id if self.pending_seed is None else self.pending_seed[0]
         return count
@@ -336,7 +340,10 @@ class Slot:
         self.pending_seed = (episode_id, seed)
 
     def enter(self, frame: Frame) -> tuple[bool, tuple[int, ...] | None, int]:
-        """Account for a frame that goes into the engine now; return (reset, executed, counter)."""
+        """Account for a frame that goes into the engine now; return (reset, executed, counter).
+
+        The game ticks since the frame before it are in `entered_ticks` until the next one enters.
+        """
         if frame.episode_id != self.episode_id:
             self.fresh = True
             self.episode_id = frame.episode_id
@@ -346,6 +353,8 @@ class Slot:
             self.pending_seed = None
         reset = self.fresh
         executed = None if reset else frame.executed if frame.executed_known else self.last_action
+        self.entered_ticks = 1 if reset else frame.ticks + self.missed_ticks
+        self.missed_ticks = 0
         counter = self.counter
         self.counter += 1
         self.fresh = False

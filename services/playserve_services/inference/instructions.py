@@ -1,0 +1,72 @@
+"""Instructions as a policy reads them: embedded once for each text, away from the engine's thread.
+
+Whoever changes an instruction calls :meth:`InstructionCache.prepare` in a thread that may wait; the engine then only
+looks the text up. A text that nobody prepared (a session that follows to a new version, or was moved here) is embedded
+where it is needed, which costs that one batch its time and nothing else.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from playserve.errors import StepFailedError
+from playserve_services.inference.staging import Array
+from playserve_trainer.models.policy import StateTensor
+
+__all__ = ["InstructionCache"]
+
+
+class InstructionCache:
+    """The newest embeddings of one policy version. Any thread.
+
+    Args:
+        embed: Returns the embedding of a text; called by several threads at once.
+        layout: Shape and dtype of an embedding.
+        capacity: Most texts that are kept, at least as many as sessions can have at once.
+    """
+
+    def __init__(self, embed: Callable[[str], Tensor], layout: StateTensor, capacity: int) -> None:
+        self._embed = embed
+        self._layout = layout
+        self._capacity = capacity
+        self._lock = threading.Lock()
+        self._arrays: OrderedDict[str, Array] = OrderedDict()
+
+    def __len__(self) -> int:
+        """Return the number of texts that are kept."""
+        return len(self._arrays)
+
+    def prepare(self, text: str) -> None:
+        """Embed a text, unless it is here already.
+
+        Raises:
+            StepFailedError: The policy's embedding has another shape than it declares.
+        """
+        self.get(text)
+
+    def get(self, text: str) -> Array:
+        """Return the embedding of a text, [*shape]; embed it if nobody has."""
+        with self._lock:
+            array = self._arrays.get(text)
+            if array is not None:
+                self._arrays.move_to_end(text)
+                return array
+        with torch.inference_mode():
+            tensor = self._embed(text).detach().to("cpu", self._layout.dtype)
+        if tuple(tensor.shape) != self._layout.shape:
+            raise StepFailedError(
+                f"the embedding of an instruction has shape {tuple(tensor.shape)}; the policy declares "
+                f"{self._layout.shape}"
+            )
+        array = np.ascontiguousarray(tensor.numpy())
+        with self._lock:
+            self._arrays[text] = array
+            while len(self._arrays) > self._capacity:
+                self._arrays.popitem(last=False)
+        return array
