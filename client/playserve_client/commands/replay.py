@@ -48,16 +48,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from playserve_client.terminal.open import list_games, open_game, split_target
+    from playserve_client.terminal.open import choose_game, list_games, open_game, split_target
 
     if not args.speed > 0:
         raise BadSettingError(f"--speed is more than 0, not {args.speed:g}")
     path, name = split_target(args.game)
-    if path.is_dir() and not name:
+    if path.is_dir():
         entries = list_games(path)
-        if len(entries) > 1:
+        if not name and len(entries) > 1:
             return _list(path, entries)
-    recording = open_game(path, name)
+        recording = choose_game(path, entries, name).open()
+    else:
+        recording = open_game(path, name)
     if args.start is not None and not 0 <= args.start < len(recording):
         raise BadSettingError(f"--start is 0 to {len(recording) - 1:,}, not {args.start:,}")
     try:
@@ -106,4 +108,10 @@ def _list(folder: Path, entries: list[GameEntry]) -> int:
 
 
 def _write_page(recording: Recording, args: argparse.Namespace) -> int:
-    raise NotImplementedError
+    from playserve_client.terminal.html import render_page, render_recording
+
+    replay = render_recording(recording, element_id="replay", start=args.start, frames=args.frames)
+    args.html.parent.mkdir(parents=True, exist_ok=True)
+    args.html.write_text(render_page(replay, recording.name), encoding="utf-8")
+    print(f"wrote {args.html}, {args.html.stat().st_size / 1e6:.2f} MB")
+    return 0

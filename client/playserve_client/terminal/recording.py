@@ -5,7 +5,7 @@ Shape legend: T frames.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,13 @@ from playserve.errors import BadSettingError
 from playserve_client.nethack.tty import TtyChunk
 from playserve_client.terminal.screen import Screen
 
-__all__ = ["ChunkRecording", "Recording", "best_excerpt", "to_chunk"]
+if TYPE_CHECKING:
+    from playserve_client.nethack.shards import TtyDataset
+
+__all__ = ["ChunkRecording", "Recording", "ShardRecording", "best_excerpt", "to_chunk"]
+
+# Frames of a shard that are decoded at once.
+_BLOCK = 128
 
 
 class Recording(Protocol):
@@ -93,6 +99,55 @@ class ChunkRecording:
     def score(self, index: int) -> int | None:
         """Return the score at frame `index`."""
         return int(self._chunk.scores[index])
+
+
+class ShardRecording:
+    """A game of a dataset of shards, as a `Recording`.
+
+    Args:
+        dataset: The open dataset.
+        game: The game's number in it.
+        name: What the game is called.
+        facts: What is known of it.
+    """
+
+    def __init__(self, dataset: TtyDataset, game: int, *, name: str, facts: dict[str, str] | None = None) -> None:
+        self.name, self.facts, self.problem = name, dict(facts or {}), ""
+        self._dataset, self._game = dataset, game
+        self._has_keys = dataset.games[game].has_keys
+        self._block: tuple[int, TtyChunk] | None = None
+
+    def __len__(self) -> int:
+        """Return the number of frames."""
+        return int(self._dataset.lengths[self._game])
+
+    @property
+    def ready(self) -> int:
+        """All: shards are decoded already."""
+        return len(self)
+
+    def read_ahead(self) -> bool:
+        """Return False: all are ready."""
+        return False
+
+    def screen(self, index: int) -> Screen:
+        """Return frame `index`."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"frame {index} of {len(self)}")
+        start = index - index % _BLOCK
+        if self._block is None or self._block[0] != start:
+            self._block = start, self._dataset.read(self._game, start, min(start + _BLOCK, len(self)))
+        chunk, inside = self._block[1], index - start
+        row, column = chunk.cursor[inside]
+        return Screen(chunk.chars[inside], chunk.colors[inside], (int(row), int(column)))
+
+    def key(self, index: int) -> int | None:
+        """Return the key sent in answer to frame `index`."""
+        return int(self._dataset.keys(self._game)[index]) if self._has_keys else None
+
+    def score(self, index: int) -> int | None:
+        """Return the score at frame `index`."""
+        return int(self._dataset.scores(self._game)[index])
 
 
 def to_chunk(recording: Recording, start: int, stop: int) -> TtyChunk:
