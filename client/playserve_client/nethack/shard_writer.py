@@ -101,15 +101,17 @@ class ShardWriter:
         """
         self._current("append").append(chunk)
 
-    def end(self, meta: GameMeta | None = None) -> None:
+    def end(self, meta: GameMeta | None = None, *, mask_last: int = 0) -> None:
         """End the game and put it on disk.
 
         Args:
             meta: What the game turned out to be, if that was not known when it began.
+            mask_last: So many of the last keys proved not to be the expert's.
         """
         game = self._current("end")
         if not game.frames:
             raise BadSettingError(f"{game.meta.name} has no frames")
+        game.mask_last(mask_last)
         if self._shard is None:
             self._shard = _OpenShard(self._out, self._every, self._provenance)
         self._shard.add(meta or game.meta, game)
@@ -168,6 +170,12 @@ class _Game:
         if chunk.blstats is not None:
             self._put_changes("blstats", chunk.blstats)
         self.frames += len(chunk)
+
+    def mask_last(self, frames: int) -> None:
+        if frames > 0:
+            expert = np.frombuffer(b"".join(self.pieces["expert"]), np.uint8).copy()
+            expert[-frames:] = 0
+            self.pieces["expert"] = [expert.data]
 
     def _check(self, chunk: TtyChunk) -> None:
         for name, row in _FIELDS.items():

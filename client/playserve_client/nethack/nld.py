@@ -1,0 +1,290 @@
+"""Imports folders of ttyrecs (NLD-AA, NLD-NAO, games recorded by NLE) into shards, with worker processes, resumable."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from playserve.errors import BadSettingError, DataLossError, NotFoundError, ServerFault
+from playserve_client.nethack.nld_layouts import Found, NldGame, find_games
+from playserve_client.nethack.shard_writer import ShardWriter, recover_shards
+from playserve_client.nethack.tty_dataset import TtyDataset
+from playserve_client.nethack.ttyrec_import import FrameBuffers, import_game
+
+__all__ = ["ImportReport", "import_nld"]
+
+#: Called with (frames just decoded, games just finished).
+Progress = Callable[[int, int], None]
+
+
+@dataclass(slots=True, kw_only=True)
+class ImportReport:
+    """What an import found and made.
+
+    Attributes:
+        directory: What was imported.
+        out: Where to.
+        layout: "nle" or "altorg".
+        found: Games in the folder.
+        imported: Games imported by this run.
+        kept: Games that were in `out` before.
+        frames: Frames imported by this run.
+        masked: Frames among them whose keys are not to be learnt.
+        damaged: (path, what is wrong) of games and folders that were skipped.
+        unfinished: ttyrecs without a line in an xlogfile: skipped.
+        seconds: How long it took.
+        interrupted: Whether it was stopped before its end.
+    """
+
+    directory: str
+    out: str
+    layout: str = ""
+    found: int = 0
+    imported: int = 0
+    kept: int = 0
+    frames: int = 0
+    masked: int = 0
+    damaged: list[tuple[str, str]] = field(default_factory=list)
+    unfinished: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    interrupted: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON value."""
+        value = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        value["damaged"] = [{"path": path, "error": error} for path, error in self.damaged]
+        value["seconds"] = round(self.seconds, 3)
+        value["frames_per_second"] = round(self.frames / self.seconds, 1) if self.seconds else None
+        return value
+
+
+@dataclass(slots=True)
+class _Queue:
+    """Games still to be imported, and when it is enough."""
+
+    games: deque[NldGame]
+    steps: int | None
+    done_steps: int
+
+    def next(self) -> NldGame | None:
+        if not self.games or (self.steps is not None and self.done_steps >= self.steps):
+            return None
+        return self.games.popleft()
+
+
+def import_nld(
+    directory: Path,
+    out: Path,
+    *,
+    layout: str = "auto",
+    source: str | None = None,
+    games: int | None = None,
+    steps: int | None = None,
+    workers: int = 1,
+    progress: Progress = lambda _frames, _games: None,
+    on_found: Callable[[int], None] = lambda _games: None,
+) -> ImportReport:
+    """Import a folder; games that are in `out` already are kept, and count.
+
+    Args:
+        directory: ttyrecs in NLE's or in NAO's layout.
+        out: Folder of the shards.
+        layout: "nle", "altorg" or "auto".
+        source: What the games are said to be from; None: "nld-aa" or "nld-nao".
+        games: Take the first so many games; None: all.
+        steps: Stop when so many frames are there; games that have begun are finished.
+        workers: Worker processes; 0: within this one.
+        progress: For a bar.
+        on_found: Called once with the number of games that will be looked at.
+
+    Raises:
+        NotFoundError: There are no games.
+        BadSettingError: A number is impossible.
+        ServerFault: A worker died.
+    """
+    if workers < 0 or (games is not None and games < 1) or (steps is not None and steps < 1):
+        raise BadSettingError(f"games and steps are at least 1, workers at least 0, not {games}, {steps}, {workers}")
+    began = time.monotonic()
+    found = find_games(directory, layout=layout, source=source)
+    report = ImportReport(directory=str(directory), out=str(out), layout=found.layout)
+    report.found, report.damaged, report.unfinished = len(found.games), list(found.damaged), list(found.unfinished)
+    out.mkdir(parents=True, exist_ok=True)
+    recover_shards(out)
+    queue = _missing(found, out, report, games, steps)
+    on_found(report.kept + len(queue.games))
+    progress(0, report.kept)
+    provenance = {"importer": "nld", "layout": found.layout, "nle": version("nle"), "directory": str(directory)}
+    try:
+        if workers == 0:
+            _run_here(queue, out, provenance, report, progress)
+        else:
+            _run_workers(queue, out, provenance, report, progress, min(workers, max(1, len(queue.games))))
+    except KeyboardInterrupt:
+        report.interrupted = True
+    report.seconds = time.monotonic() - began
+    temporary = out / f".import.{os.getpid()}.tmp"
+    temporary.write_text(json.dumps(report.to_json(), indent=2) + "\n")
+    temporary.replace(out / "import.json")
+    return report
+
+
+def _missing(found: Found, out: Path, report: ImportReport, games: int | None, steps: int | None) -> _Queue:
+    there: dict[tuple[str, str], int] = {}
+    try:
+        dataset = TtyDataset.open(out)
+    except (NotFoundError, DataLossError):
+        pass  # nothing there, or nothing whole: damaged shards are imported again
+    else:
+        there = {
+            (meta.source, meta.name): int(frames) for meta, frames in zip(dataset.games, dataset.lengths, strict=True)
+        }
+    wanted = found.games[:games]
+    missing = [game for game in wanted if (game.meta.source, game.meta.name) not in there]
+    report.kept = len(wanted) - len(missing)
+    kept_steps = sum(there.get((game.meta.source, game.meta.name), 0) for game in wanted)
+    return _Queue(deque(missing), steps, kept_steps)
+
+
+def _run_here(
+    queue: _Queue, out: Path, provenance: Mapping[str, Any], report: ImportReport, progress: Progress
+) -> None:
+    buffers = FrameBuffers()
+    with ShardWriter(out, provenance=provenance) as writer:
+        while (game := queue.next()) is not None:
+            try:
+                result = import_game(game, writer, buffers, lambda frames: progress(frames, 0))
+            except DataLossError as error:
+                report.damaged.append((game.paths[0], str(error)))
+            else:
+                _count(report, queue, result.frames, result.masked)
+            progress(0, 1)
+
+
+def _count(report: ImportReport, queue: _Queue, frames: int, masked: int) -> None:
+    report.imported += 1
+    report.frames += frames
+    report.masked += masked
+    queue.done_steps += frames
+
+
+def _run_workers(
+    queue: _Queue, out: Path, provenance: Mapping[str, Any], report: ImportReport, progress: Progress, workers: int
+) -> None:
+    with _workers(out, provenance, workers) as connections:
+        busy: dict[Connection, NldGame] = {}
+        idle = list(connections)
+        while True:
+            while idle and (game := queue.next()) is not None:
+                connection = idle.pop()
+                busy[connection] = game
+                _send(connection, game.to_json())
+            if not busy:
+                break
+            for ready in wait(list(busy)):
+                assert isinstance(ready, Connection)  # noqa: S101 - only connections were waited for
+                if _handle(ready, busy[ready], queue, report, progress):
+                    del busy[ready]
+                    idle.append(ready)
+        for connection in connections:  # they finish their shards
+            _send(connection, {})
+        for connection in connections:
+            _receive(connection, "finishing its shard")
+
+
+def _handle(connection: Connection, game: NldGame, queue: _Queue, report: ImportReport, progress: Progress) -> bool:
+    """Take one message of a worker; return whether its game is done."""
+    message = _receive(connection, f"importing {game.paths[0]}")
+    if "progress" in message:
+        progress(message["progress"], 0)
+        return False
+    if "damaged" in message:
+        report.damaged.append((game.paths[0], message["damaged"]))
+    else:
+        _count(report, queue, message["frames"], message["masked"])
+    progress(0, 1)
+    return True
+
+
+def _receive(connection: Connection, what: str) -> dict[str, Any]:
+    try:
+        message: dict[str, Any] = json.loads(connection.recv_bytes())
+    except (EOFError, ConnectionError):
+        raise ServerFault(f"a worker died {what}; the same command goes on from here") from None
+    if "error" in message:
+        raise ServerFault(f"a worker failed {what}: {message['error']}")
+    return message
+
+
+def _send(connection: Connection, message: Mapping[str, Any]) -> None:
+    connection.send_bytes(json.dumps(message).encode())
+
+
+@contextmanager
+def _workers(out: Path, provenance: Mapping[str, Any], count: int) -> Iterator[list[Connection]]:
+    # spawn: each worker holds only its own end of its own pipe, so that it sees the parent go.
+    context = multiprocessing.get_context("spawn")
+    processes, connections = [], []
+    try:
+        for index in range(count):
+            ours, theirs = context.Pipe()
+            arguments = (theirs, str(out), json.dumps(dict(provenance)))
+            process = context.Process(target=_work, args=arguments, name=f"import-{index}", daemon=True)
+            process.start()
+            theirs.close()
+            processes.append(process)
+            connections.append(ours)
+        yield connections
+    finally:
+        for connection in connections:
+            connection.close()  # a worker leaves when it next looks, and finishes its shard before
+        for process in processes:
+            process.join(timeout=20)
+            if process.is_alive():
+                process.terminate()
+                process.join()
+
+
+def _work(connection: Connection, out: str, provenance: str) -> None:
+    """Live in a worker process: import one game after another until the parent says so, or is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the whole group; the parent decides
+    buffers = FrameBuffers()
+    try:
+        with ShardWriter(Path(out), provenance=json.loads(provenance)) as writer:
+            while value := json.loads(connection.recv_bytes()):
+                game = NldGame.from_json(value)
+                try:
+                    result = import_game(game, writer, buffers, _teller(connection))
+                except DataLossError as error:
+                    _send(connection, {"damaged": str(error)})
+                else:
+                    _send(connection, {"frames": result.frames, "masked": result.masked})
+        _send(connection, {"closed": True})
+    except (EOFError, BrokenPipeError, ConnectionError):
+        return
+    except Exception as error:  # noqa: BLE001 - whatever it is, the parent reports it
+        _send(connection, {"error": f"{type(error).__name__}: {error}"})
+
+
+def _teller(connection: Connection, every: int = 4096) -> Callable[[int], None]:
+    """Return a function that tells the parent of frames, but not of each few."""
+    waiting = 0
+
+    def tell(frames: int) -> None:
+        nonlocal waiting
+        waiting += frames
+        if waiting >= every:
+            _send(connection, {"progress": waiting})
+            waiting = 0
+
+    return tell
