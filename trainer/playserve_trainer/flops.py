@@ -1,8 +1,9 @@
 """Exact FLOPs of a policy, layer by layer, with the convention named.
 
 Convention (:data:`CONVENTION`): a multiply-add is 2; a convolution is counted at the size of its *output*; biases,
-nonlinearities, normalisation, pooling and embedding look-ups are 0; a backward pass costs twice the forward pass, so
-training is 3 times it. Counting runs one forward pass on torch's meta device: shapes only, nothing is computed.
+nonlinearities, normalisation, pooling, embedding look-ups and the additions of embedding bags are 0; attention over a
+sliding window is counted at the full window, as after `context` steps of an episode; a backward pass costs twice the
+forward pass, so training is 3 times it. Counting runs one forward pass on torch's meta device: shapes only, nothing is computed.
 
 Shape legend: B rows, T steps.
 """
@@ -19,18 +20,22 @@ import torch
 from torch import Tensor, nn
 
 from playserve.errors import NotImplementedHereError
+from playserve_trainer.models.nethack.attention import SlidingAttention
 from playserve_trainer.models.policy import UNKNOWN_ACTION, Policy
 
 __all__ = ["CONVENTION", "TUYLS_CONVENTION", "FlopCount", "count_flops", "flops_6nd", "tuyls_atari_flops"]
 
 #: Name of this module's convention, for results.
-CONVENTION = "per layer, multiply-add 2, convolutions by output size, biases and nonlinearities 0, training 3x forward"
+CONVENTION = (
+    "per layer, multiply-add 2, convolutions by output size, attention at the full window, biases, nonlinearities and "
+    "embedding look-ups 0, training 3x forward"
+)
 
 #: Name of the convention of :func:`tuyls_atari_flops`, for results.
 TUYLS_CONVENTION = "as published by Tuyls et al. 2023: per layer, convolutions by INPUT size (an error), training 3x"
 
 # Layers that have parameters and count as nothing.
-_FREE = (nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
+_FREE = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 _GATES = {nn.LSTMCell: 4, nn.GRUCell: 3, nn.RNNCell: 1}
 _GATES_BY_MODE = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
 
@@ -129,6 +134,8 @@ def _counter(name: str, module: nn.Module) -> _Count | None:
         case nn.Conv1d() | nn.Conv2d() | nn.Conv3d():
             per_output = 2 * module.in_channels // module.groups * math.prod(module.kernel_size)
             return lambda args, output: output.numel() * per_output
+        case SlidingAttention():
+            return lambda args, output: module.flops_per_step() * _rows(args[0], features=1)
         case nn.LSTMCell() | nn.GRUCell() | nn.RNNCell():
             gates = next(gates for cls, gates in _GATES.items() if isinstance(module, cls))
             cell_flops = 2 * gates * module.hidden_size * (module.input_size + module.hidden_size)

@@ -34,42 +34,28 @@ class SlidingAttention(nn.Module):
         """Return the forward FLOPs of one step with a full window: two products of W vectors of size D."""
         return 2 * 2 * self.context * self.width
 
-    def forward(
-        self, query_BTD: Tensor, key_BJD: Tensor, value_BJD: Tensor, mask_BTJ: Tensor | None, skip: int
-    ) -> Tensor:
-        """Return what T queries read from W + T steps, or from T if nothing came before.
+    def bias_in_order(self, num_queries: int, num_keys: int, mask_BTJ: Tensor | None) -> Tensor:
+        """Return the bias [1 or B, H, T, J] of the last T of J steps in order of time.
 
         Args:
-            query_BTD: Queries of the last T of the steps.
-            key_BJD: Keys in order of time.
-            value_BJD: Values.
+            num_queries: T.
+            num_keys: J.
             mask_BTJ: bool, which steps belong to the query's episode; None: all.
-            skip: Steps before the first query: W or 0.
         """
-        num_queries, num_keys = query_BTD.shape[1], key_BJD.shape[1]
-        step = torch.arange(num_keys, device=query_BTD.device)
-        distance_TJ = (skip + step[:num_queries]).unsqueeze(1) - step
+        step_J = torch.arange(num_keys, device=self.bias_HW.device)
+        distance_TJ = step_J[num_keys - num_queries :].unsqueeze(1) - step_J
         outside_TJ = (distance_TJ < 0) | (distance_TJ >= self.context)
         bias_HTJ = self.bias_HW[:, distance_TJ.clamp(0, self.context - 1)].masked_fill(outside_TJ, -torch.inf)
         bias_BHTJ = bias_HTJ.unsqueeze(0)
-        if mask_BTJ is not None:
-            bias_BHTJ = bias_BHTJ.masked_fill(~mask_BTJ.unsqueeze(1), -torch.inf)
-        return self._read(query_BTD, key_BJD, value_BJD, bias_BHTJ)
+        return bias_BHTJ if mask_BTJ is None else bias_BHTJ.masked_fill(~mask_BTJ.unsqueeze(1), -torch.inf)
 
-    def step(self, query_BD: Tensor, key_BWD: Tensor, value_BWD: Tensor, distance_BW: Tensor) -> Tensor:
-        """Return what one query a row reads from a ring of steps, in any order.
-
-        Args:
-            query_BD: Queries.
-            key_BWD: Keys, those of the queries' own step included.
-            value_BWD: Values.
-            distance_BW: int64, how many steps ago; W where there is nothing.
-        """
+    def bias_of_ring(self, distance_BW: Tensor) -> Tensor:
+        """Return the bias [B, H, 1, W] of one query a row; `distance_BW` int64: how many steps ago, W: never."""
         bias_HW = F.pad(self.bias_HW, (0, 1), value=-torch.inf)
-        bias_BH1W = bias_HW[:, distance_BW].transpose(0, 1).unsqueeze(2)
-        return self._read(query_BD.unsqueeze(1), key_BWD, value_BWD, bias_BH1W).squeeze(1)
+        return bias_HW[:, distance_BW].transpose(0, 1).unsqueeze(2)
 
-    def _read(self, query_BTD: Tensor, key_BJD: Tensor, value_BJD: Tensor, bias_BHTJ: Tensor) -> Tensor:
+    def forward(self, query_BTD: Tensor, key_BJD: Tensor, value_BJD: Tensor, bias_BHTJ: Tensor) -> Tensor:
+        """Return what the queries read [B, T, D]; the values where the bias is -inf must be finite."""
         query, key, value = (
             x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (query_BTD, key_BJD, value_BJD)
         )

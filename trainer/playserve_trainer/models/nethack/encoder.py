@@ -64,8 +64,9 @@ class NetHackEncoder(nn.Module):
         )
         self.norm = nn.LayerNorm(width)
         self.mix = nn.Linear(width, width)
-        for embedding in (self.executed, self.row, self.column):
-            nn.init.normal_(embedding.weight, std=0.3)
+        # What matters from the first step on begins loud; tables of thousands of rows begin quiet, not as noise.
+        for embedding, std in ((self.executed, 1.0), (self.row, 0.3), (self.column, 0.1)):
+            nn.init.normal_(embedding.weight, std=std)
 
     def forward(
         self, chars_NRC: Tensor, colors_NRC: Tensor, cursor_N2: Tensor, executed_N: Tensor, inventory: Tensor | None
@@ -87,8 +88,8 @@ class NetHackEncoder(nn.Module):
         x_ND = x_ND + self.zones(chars_NRC, colors_NRC, row_N, column_N)
         if self.inventory is not None and inventory is not None:
             x_ND = x_ND + self.inventory(inventory.long().clamp(0, _NO_GLYPH))
-        x_ND = F.relu(self.norm(x_ND))
-        mixed_ND: Tensor = F.relu(self.mix(x_ND))
+        x_ND = self.norm(x_ND)
+        mixed_ND: Tensor = x_ND + self.mix(F.relu(x_ND))
         return mixed_ND
 
 
@@ -100,9 +101,7 @@ class _Words(nn.Module):
         self.rows = rows
         self.codes = WordCodes(_COLUMNS, num_words, _WORD_CODES, digits=digits)
         self.bag = nn.EmbeddingBag(_WORD_CODES, width, mode="sum", padding_idx=0)
-        nn.init.normal_(self.bag.weight, std=0.3)
-        with torch.no_grad():
-            self.bag.weight[0] = 0.0
+        nn.init.normal_(self.bag.weight, std=0.02)
 
     def forward(self, chars_NRC: Tensor) -> Tensor:
         codes = torch.cat([self.codes(chars_NRC[:, row]) for row in self.rows], dim=1)

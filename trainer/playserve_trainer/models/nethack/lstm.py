@@ -50,7 +50,9 @@ class LSTMCore(nn.Module):
         else:
             hidden_LBD, cell_LBD = (state[name].transpose(0, 1).to(x_BTD.dtype) for name in ("hidden", "cell"))
         x_TBD = x_BTD.transpose(0, 1)
-        cuts = [0, *(first_BT.any(0)[1:].nonzero().flatten() + 1).tolist(), num_steps]
+        # On the meta device there are no data to look at.
+        begins = [] if first_BT.is_meta else (first_BT.any(0)[1:].nonzero().flatten() + 1).tolist()
+        cuts = [0, *begins, num_steps]
         pieces = []
         for begin, end in zip(cuts, cuts[1:], strict=False):
             keep_1B1 = (~first_BT[:, begin]).view(1, -1, 1)

@@ -57,7 +57,8 @@ class TransformerCore(nn.Module):
                 past = None if state is None else state[name][:, layer].to(new_BTD.dtype)
                 whole.append(window.join(past, new_BTD))
                 layers.append(window.ring(whole[-1].detach()))
-            x_BTD = block.finish(x_BTD, block.attention(query_BTD, *whole, window.mask_BTJ, window.skip))
+            bias = block.attention.bias_in_order(query_BTD.shape[1], whole[0].shape[1], window.mask_BTJ)
+            x_BTD = block.finish(x_BTD, block.attention(query_BTD, *whole, bias))
         after = {name: torch.stack(layers, dim=1).float() for name, layers in rings.items()}
         y_BTD: Tensor = self.norm(x_BTD)
         return y_BTD, {**after, "steps": window.steps_after_B}
@@ -105,7 +106,9 @@ class TransformerCore(nn.Module):
             assert isinstance(block, _Block)
             query_BD, key_BD, value_BD = block.project(x_BD)
             key_BWD, value_BWD = rings(layer, "keys", key_BD), rings(layer, "values", value_BD)
-            x_BD = block.finish(x_BD, block.attention.step(query_BD, key_BWD, value_BWD, distance_BW))
+            bias = block.attention.bias_of_ring(distance_BW)
+            read_B1D = block.attention(query_BD.unsqueeze(1), key_BWD, value_BWD, bias)
+            x_BD = block.finish(x_BD, read_B1D.squeeze(1))
         y_BD: Tensor = self.norm(x_BD)
         return y_BD
 
@@ -150,14 +153,13 @@ class _Window:
         known_past: Whether there is a ring at all.
 
     Attributes:
-        skip: Steps before the first: W, or 0 without a ring.
         mask_BTJ: bool, which of the W + T steps belong to each step's episode; None: all do.
         steps_after_B: int64.
     """
 
     def __init__(self, steps_B: Tensor, first_BT: Tensor, context: int, *, known_past: bool) -> None:
         num_steps = first_BT.shape[1]
-        self.context, self.skip = context, context if known_past else 0
+        self.context = context
         device = first_BT.device
         segment_BT = first_BT.cumsum(1)
         step_T = torch.arange(1, num_steps + 1, device=device)
@@ -172,6 +174,7 @@ class _Window:
             filled_BW = place_W >= (context - steps_B).unsqueeze(1)
             past_BTW = filled_BW.unsqueeze(1) & (segment_BT == 0).unsqueeze(2)
             alike_BTT = torch.cat([past_BTW, alike_BTT], dim=2)
+        # Mostly all steps belong together, and one bias serves all rows. (Only a CPU can look without waiting.)
         if device.type != "cpu" or not bool(alike_BTT.all()):
             self.mask_BTJ = alike_BTT
         self._in_order_BW = (place_W + steps_B.unsqueeze(1)) % context
