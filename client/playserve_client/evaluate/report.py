@@ -72,11 +72,28 @@ def _finished(row: Row, settings: Settings, results: Mapping[tuple[str, int], Re
 
 def _of_row(row: Row, finished: Sequence[Result], settings: Settings) -> RowSummary:
     planned = len(row.assignments(settings.seed_start, settings.shard))
-    return _summary(finished, key=row.key, name=row.name, role=row.role, stickiness=row.stickiness, planned=planned)
+    by_seed = settings.env.rules.seeds_are_games
+    distinct = {(result.digest, result.env_seed if by_seed else None) for result in finished}
+    return _summary(
+        finished,
+        key=row.key,
+        name=row.name,
+        role=row.role,
+        stickiness=row.stickiness,
+        planned=planned,
+        distinct=len(distinct),
+    )
 
 
 def _summary(
-    finished: Sequence[Result], *, key: str, name: str, role: Role, stickiness: float | None, planned: int
+    finished: Sequence[Result],
+    *,
+    key: str,
+    name: str,
+    role: Role,
+    planned: int,
+    distinct: int,
+    stickiness: float | None = None,
 ) -> RowSummary:
     scores = [result.score for result in finished]
     tenths = deciles(scores)
@@ -96,11 +113,17 @@ def _summary(
         maximum=max(scores, default=None),
         mean_steps=sum(result.steps for result in finished) / len(finished) if finished else None,
         truncated=sum(result.truncated for result in finished),
-        distinct=len({result.digest for result in finished}),
+        distinct=distinct,
         replayed=sum(result.attempts - 1 for result in finished),
         fact_means=means,
         fact_counts=counts,
     )
+
+
+def _elsewhere(item: Recorded) -> RowSummary:
+    games = len(item.results)
+    distinct = len({result.digest for result in item.results})
+    return _summary(item.results, key=item.key, name=item.name, role="expert", planned=games, distinct=distinct)
 
 
 def _facts(finished: Sequence[Result]) -> tuple[dict[str, float], dict[str, dict[str, int]]]:
@@ -131,10 +154,7 @@ def build_report(
         recorded: Rows that nobody plays; they stand last.
     """
     rows = summarize(settings, results)
-    elsewhere = [
-        _summary(item.results, key=item.key, name=item.name, role="expert", stickiness=None, planned=len(item.results))
-        for item in recorded
-    ]
+    elsewhere = [_elsewhere(item) for item in recorded]
     rules = settings.env.rules
     finished = {row.key: _finished(row, settings, results) for row in settings.rows()}
     return {

@@ -141,11 +141,13 @@ class ExpertStatistics:
     @classmethod
     def of_dataset(cls, dataset: TtyDataset, source: str) -> ExpertStatistics:
         """Return the statistics of the games in shards that have keys; masked keys are not counted."""
+        from playserve_client.nethack.stats import key_statistics
+
         wanted = [number for number, meta in enumerate(dataset.games) if meta.has_keys]
         if not wanted:
             raise BadSettingError(f"{source} holds no games with keys")
         metas = [dataset.games[number] for number in wanted]
-        counts, bigram = count_keys(dataset.keys(number)[dataset.expert(number)] for number in wanted)
+        keys = key_statistics(dataset, wanted)
         characters = {meta.character for meta in metas}
         games = tuple(
             ExpertGame(
@@ -164,8 +166,8 @@ class ExpertStatistics:
             expert="AutoAscend" if known else "expert",
             character=characters.pop() if len(characters) == 1 else "",
             source=f"{len(games)} games of {source} (digest {dataset.digest[:12]})",
-            counts=counts,
-            bigram=bigram,
+            counts=keys.counts,
+            bigram=keys.bigram,
             games=games,
         )
 

@@ -119,6 +119,8 @@ class Family(Protocol):
         packages: Distributions whose versions decide what an episode is.
         columns: Columns of the table beyond those that all families have.
         records_films: Whether ``--record`` makes films, which need pillow.
+        seeds_are_games: Whether another seed is always another game. Where it is not, equal actions and rewards are
+            an equal game, however many seeds it had.
         summary: Help of the subcommand.
     """
 
@@ -130,6 +132,8 @@ class Family(Protocol):
     def columns(self) -> tuple[FactColumn, ...]: ...  # noqa: D102
     @property
     def records_films(self) -> bool: ...  # noqa: D102
+    @property
+    def seeds_are_games(self) -> bool: ...  # noqa: D102
     @property
     def summary(self) -> str: ...  # noqa: D102
 

@@ -26,6 +26,7 @@ class GenericFamily:
     packages: tuple[str, ...] = ("gymnasium",)
     columns: tuple[FactColumn, ...] = ()
     records_films: bool = True
+    seeds_are_games: bool = False
     summary: str = "your own environment"
 
     def configure(self, parser: argparse.ArgumentParser) -> None:

@@ -38,6 +38,7 @@ class NetHackFamily(GenericFamily):
     packages = ("nle", "gymnasium", "numpy")
     columns = (FactColumn("turns", "turns"), FactColumn("depth", "depth"), FactColumn("experience_level", "level"))
     records_films = False
+    seeds_are_games = True
     summary = "NetHack, in the NetHack Learning Environment"
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
