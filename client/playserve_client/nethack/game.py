@@ -5,6 +5,7 @@ nle's own Challenge makes and starts the games (:class:`SeedableChallenge`); key
 
 from __future__ import annotations
 
+import ctypes
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -19,7 +20,10 @@ from numpy.typing import NDArray
 from playserve.errors import BadSettingError
 from playserve_client.nethack.characters import check_character
 
-__all__ = ["BL_DEPTH", "BL_LEVEL", "BL_SCORE", "BL_TURN", "MAX_SEED", "NetHackGame", "SeedableChallenge"]
+__all__ = [
+    "BL_DEPTH", "BL_LEVEL", "BL_SCORE", "BL_TURN", "MAX_SEED", "NetHackGame", "SeedableChallenge", "birthday_of",
+    "distinct_birthdays",
+]  # fmt: skip
 
 #: NetHack's seeds are unsigned longs.
 MAX_SEED: Final = 2**64 - 1
@@ -29,6 +33,29 @@ BL_SCORE, BL_DEPTH, BL_LEVEL, BL_TURN = 9, 12, 18, 20
 _ESCAPE, _SPACE, _META_Q, _YES = 27, 32, 0x80 | ord("q"), ord("y")
 # What is read here to know where in its screens NetHack is.
 _STATE = ("blstats", "program_state", "internal")
+
+
+# NetHack names shopkeepers after (birthday / 257) % 13 - (birthday / 257) % 5 (and draws names where that runs out),
+# and fills anthills after birthday % 3: there are so many kinds of birthdays.
+_BIRTHDAYS: Final = 13 * 5 * 3
+_BIRTHDAY_STEP: Final = 257
+#: A time in 2025, of the first of the kinds.
+_FIRST_BIRTHDAY: Final = 35_000 * _BIRTHDAYS * _BIRTHDAY_STEP
+
+
+def birthday_of(kind: int) -> int:
+    """Return the birthday of a game, seconds since 1970, that stands for all of its kind (modulo 195)."""
+    return _FIRST_BIRTHDAY + kind % _BIRTHDAYS * _BIRTHDAY_STEP
+
+
+def distinct_birthdays() -> list[int]:
+    """Return one birthday for each of the 51 that NetHack tells apart."""
+    found: dict[tuple[int, int], int] = {}
+    for kind in range(_BIRTHDAYS):
+        birthday = birthday_of(kind)
+        days = birthday // _BIRTHDAY_STEP
+        found.setdefault((birthday % 3, days % 13 - days % 5), birthday)
+    return [found[key] for key in sorted(found)]
 
 
 class SeedableChallenge(NetHackChallenge):  # type: ignore[misc]
@@ -97,13 +124,21 @@ class NetHackGame:
             return None
         return Path(self._challenge._ttyrec_pattern % self._challenge._episode)
 
-    def start(self, seed: int) -> None:
-        """Start the game of `seed`, past its opening screens; a running game is dropped."""
+    def start(self, seed: int, birthday: int | None = None) -> None:
+        """Start a game, past its opening screens; a running game is dropped.
+
+        Args:
+            seed: core and disp seed, from 0 to 2^64 - 1.
+            birthday: Seconds since 1970 at which the game says it began; None: the seed's. fix_moon_phase does not
+                reach it, and shopkeepers and anthills depend on it, so that the clock would change games.
+        """
         if not 0 <= seed <= MAX_SEED:
             raise BadSettingError(f"seed {seed} of NetHack is not from 0 to 2^64 - 1")
         self._log_size = self._log.stat().st_size
         self._challenge.seed(int(seed), int(seed), reseed=False)
         self._challenge.reset()
+        # Time enough: the first level has neither shop nor anthill.
+        _set_long(self._challenge.nethack.dlpath, "ubirthday", birthday_of(int(seed)) if birthday is None else birthday)
 
     def leave_closing_screens(self) -> None:
         """After the game is over: press on to its very end, or to a question."""
@@ -159,3 +194,15 @@ def _new_folder(parent: str | os.PathLike[str]) -> Path:
     # One folder for each: nle names its files by process and episode only.
     os.makedirs(parent, exist_ok=True)
     return Path(tempfile.mkdtemp(prefix=f"{datetime.now(UTC):%Y%m%d-%H%M%S}_", dir=parent))
+
+
+def _set_long(library_path: str, name: str, value: int) -> None:
+    """Set a variable of a library that is loaded."""
+    library = ctypes.CDLL(library_path, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+    try:
+        ctypes.c_long.in_dll(library, name).value = value
+    finally:
+        # NetHack must be the only holder: a new game loads the library anew.
+        dlclose = ctypes.CDLL(None).dlclose
+        dlclose.argtypes = [ctypes.c_void_p]
+        dlclose(library._handle)

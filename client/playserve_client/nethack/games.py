@@ -18,6 +18,7 @@ __all__ = ["SEEDING", "GameFileMissingError", "GameRecord", "GamesDamagedError",
 SEEDING: Final = "core = disp = seed, reseed=False, fix_moon_phase=True"
 
 _COLUMNS: Final = ("seed", "character", "score", "steps", "turns", "experience_level", "max_depth", "end", "keys")
+_OPTIONAL: Final = ("birthday",)
 _TEXTS: Final = ("character", "end")
 
 
@@ -43,6 +44,7 @@ class GameRecord:
         max_depth: Deepest level reached.
         end: "finished", or "stopped" (cut off from outside).
         keys: uint8 [steps], the key code of each step.
+        birthday: Seconds since 1970 at which it began, as far as the game depends on it; None: unknown.
         game: What it was played with, such as "NetHack 3.6.7, nle 1.3.0, NetHackChallenge-v0".
         player: Who played.
     """
@@ -56,6 +58,7 @@ class GameRecord:
     max_depth: int
     end: str
     keys: NDArray[np.uint8] = field(repr=False)
+    birthday: int | None = None
     game: str = ""
     player: str = ""
 
@@ -94,7 +97,8 @@ def read_games(path: Path) -> list[GameRecord]:
     if (seeding := metadata.get("seeding")) != SEEDING:
         raise GamesDamagedError(f"{path}: the games are seeded as {seeding!r}; {SEEDING!r} was expected")
     about = {"game": metadata.get("game", ""), "player": metadata.get("player", "")}
-    games = [_record(path, number, row, about) for number, row in enumerate(table.select(_COLUMNS).to_pylist())]
+    columns = [*_COLUMNS, *(name for name in _OPTIONAL if name in table.column_names)]
+    games = [_record(path, number, row, about) for number, row in enumerate(table.select(columns).to_pylist())]
     seen: set[str] = set()
     for game in games:
         if game.name in seen:
@@ -106,6 +110,8 @@ def read_games(path: Path) -> list[GameRecord]:
 def _record(path: Path, number: int, row: dict[str, Any], about: dict[str, str]) -> GameRecord:
     where = f"{path}: game {number} (seed {row['seed']})"
     for name, value in row.items():
+        if name in _OPTIONAL and value is None:
+            continue
         wanted = bytes if name == "keys" else str if name in _TEXTS else int
         if not isinstance(value, wanted):
             raise GamesDamagedError(f"{where}: {name} is {value!r:.60}, not of type {wanted.__name__}")
