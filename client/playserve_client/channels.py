@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import platform
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import grpc
 
-from playserve.errors import PlayserveError
+from playserve.errors import BadSettingError, PlayserveError
 from playserve.specs import Codec
 from playserve.v1 import types_pb2 as pb
 
-__all__ = ["DEFAULT_MAX_MESSAGE_BYTES", "DEFAULT_TIMEOUT_S", "ClientSettings", "stream_was_lost"]
+__all__ = [
+    "DEFAULT_MAX_MESSAGE_BYTES",
+    "DEFAULT_TIMEOUT_S",
+    "POLICY_KEY",
+    "ROUTE_KEY",
+    "ClientSettings",
+    "Tls",
+    "TlsConfig",
+    "new_route",
+    "stream_was_lost",
+]
+
+#: Metadata key, for balancers that send each policy to servers of its own: the name of the policy.
+POLICY_KEY = "playserve-policy"
+#: Metadata key, for balancers that must send a resumed session where it lives: one opaque value for all its streams.
+ROUTE_KEY = "playserve-route"
 
 #: Largest message that a client takes, unless told otherwise.
 DEFAULT_MAX_MESSAGE_BYTES = 64 * 1024 * 1024
@@ -27,13 +44,63 @@ _LOST = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TlsConfig:
+    """TLS with certificates of one's own, as PEM files.
+
+    Attributes:
+        root_certificates: Whom to trust; None: the system's roots.
+        certificate: The client's own certificate chain, for servers that want one; together with `private_key`.
+        private_key: Its key.
+        server_name: Name that the server's certificate must have, where that is not the host of the address.
+    """
+
+    root_certificates: Path | None = None
+    certificate: Path | None = None
+    private_key: Path | None = None
+    server_name: str = ""
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """Read the files and return the credentials to dial with.
+
+        Raises:
+            BadSettingError: A file cannot be read, or only one of certificate and key is there.
+        """
+        if (self.certificate is None) != (self.private_key is None):
+            raise BadSettingError("a client certificate and its private key go together; one of them is missing")
+        return grpc.ssl_channel_credentials(
+            _pem(self.root_certificates), _pem(self.private_key), _pem(self.certificate)
+        )
+
+
+#: False for plain text, True for the system's roots, certificates of one's own, or any credentials of gRPC's.
+Tls = bool | TlsConfig | grpc.ChannelCredentials
+
+
+def _pem(path: Path | None) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise BadSettingError(f"cannot read {path}: {error.strerror}") from error
+    if b"-----BEGIN" not in data:
+        raise BadSettingError(f"{path} is no PEM file")
+    return data
+
+
+def new_route() -> str:
+    """Return a routing key for a new session or rollout."""
+    return secrets.token_hex(8)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClientSettings:
     """Everything that a client, sync or async, needs to dial.
 
     Attributes:
         address: "host:port".
         api_key: Key for servers that want one.
-        tls: False for plain text, True for the system's roots, or credentials of one's own.
+        tls: See :data:`Tls`.
         timeout_s: Longest wait for any answer, unless the call says otherwise.
         codecs: Packings to offer besides raw, best first; JPEG is lossy.
         max_message_bytes: Largest message to take.
@@ -41,7 +108,7 @@ class ClientSettings:
 
     address: str
     api_key: str | None = None
-    tls: bool | grpc.ChannelCredentials = False
+    tls: Tls = False
     timeout_s: float = DEFAULT_TIMEOUT_S
     codecs: tuple[Codec, ...] = ()
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
@@ -50,11 +117,15 @@ class ClientSettings:
         """Return the credentials to dial with; None: plain text."""
         if self.tls is True:
             return grpc.ssl_channel_credentials()
+        if isinstance(self.tls, TlsConfig):
+            return self.tls.credentials()
         return self.tls or None
 
     def options(self) -> list[tuple[str, Any]]:
         """Return the channel options. Frames are never compressed by gRPC: that costs more than it saves."""
+        named = isinstance(self.tls, TlsConfig) and self.tls.server_name
         return [
+            *([("grpc.ssl_target_name_override", named)] if named else []),
             ("grpc.max_receive_message_length", self.max_message_bytes),
             # The server says what it takes (Opened.max_message_bytes) and refuses the rest.
             ("grpc.max_send_message_length", -1),
@@ -67,9 +138,16 @@ class ClientSettings:
             ("grpc.max_reconnect_backoff_ms", 2_000),
         ]
 
-    def metadata(self) -> Sequence[tuple[str, str]]:
-        """Return the metadata of every call."""
-        return (("authorization", f"Bearer {self.api_key}"),) if self.api_key else ()
+    def metadata(self, policy: str = "", route: str = "") -> Sequence[tuple[str, str]]:
+        """Return the metadata of a call.
+
+        Args:
+            policy: The policy that it is about, where one is known.
+            route: Routing key of its session or rollout.
+        """
+        pairs = (("authorization", f"Bearer {self.api_key}" if self.api_key else ""), (POLICY_KEY, policy),
+                 (ROUTE_KEY, route))  # fmt: skip
+        return tuple((key, value) for key, value in pairs if value)
 
     def client_info(self) -> pb.ClientInfo:
         """Return who is calling."""

@@ -264,8 +264,7 @@ class Session(SessionView):
 
     def _connect(self) -> None:
         """Dial; in the constructor, or in the reader thread of a stream that was lost."""
-        moved = self._core.moved
-        method = self._dial(moved.address if moved is not None else None)
+        method = self._dial(self._core.address)
         stream = Stream(
             method, self._core.open_request(), self._metadata, self._timeout_s, self._on_message, self._on_end
         )
@@ -291,15 +290,16 @@ class Session(SessionView):
             self._connected = False
             self._lost_at = now if self._lost_at is None else self._lost_at
             opened = self._core.opened
-            again = self._resume and opened is not None and not self._closing.is_set()
+            sent_on = self._core.moved and error is None
+            again = self._resume and (opened is not None or sent_on) and not self._closing.is_set()
             if again and opened is not None:
                 in_time = now - self._lost_at < opened.detach_window_us / 1e6
-                again = in_time and may_resume(error, moved=self._core.moved is not None, again=self._lost_at != now)
+                again = in_time and may_resume(error, moved=self._core.moved, again=self._lost_at != now)
             if not again:
                 self._core.fail(ended_by(error, closing=self._closing.is_set()))
                 self._changed.notify_all()
                 return
-            delay_s = self._backoff_s * random.uniform(0.5, 1.0)
+            delay_s = 0.0 if sent_on else self._backoff_s * random.uniform(0.5, 1.0)
             self._backoff_s = min(2 * self._backoff_s, LAST_BACKOFF_S)
         self._closing.wait(delay_s)
         try:

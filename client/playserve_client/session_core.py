@@ -39,6 +39,8 @@ PING_INTERVAL_S = 15.0
 # Steps kept to be sent again. Only somebody who observes for long without an answer comes near it; the oldest
 # observations are then lost with the stream, as a gap in seq that the server accepts.
 _LOG_STEPS = 256
+# Servers that send a player on, one after another, before somebody is tired of it.
+_MAX_MOVES = 8
 
 
 def open_message(
@@ -101,9 +103,10 @@ class SessionCore:
         opening: The Open of a new session, or one with a resume token.
         codecs: Packings to offer besides raw, best first.
         client: Who is calling.
+        route: Routing key of its streams.
     """
 
-    def __init__(self, opening: ps.Open, codecs: Sequence[Codec], client: pb.ClientInfo) -> None:
+    def __init__(self, opening: ps.Open, codecs: Sequence[Codec], client: pb.ClientInfo, route: str = "") -> None:
         self._opening, self._preferred, self._client = opening, tuple(codecs), client
         self._opening.codecs.extend(codec.value for codec in self._preferred)
         self._opening.client.CopyFrom(client)
@@ -114,7 +117,10 @@ class SessionCore:
         self.last_result: StepResult | None = None
         self.last_seq = 0
         self.episode_id = opening.episode_id
-        self.moved: ps.Moved | None = None
+        self.route = route
+        self.moved = False  # the server has said that the session lives elsewhere, where it was not opened yet
+        self.address: str | None = None  # where it lives; None: where the client dials
+        self._moves = 0
         self._packer: InputPacker | None = None
         self._token = opening.resume_token
         self._log: deque[ps.PlayRequest | Ticket] = deque()
@@ -217,7 +223,7 @@ class SessionCore:
     def on_opened(self, opened: ps.Opened) -> list[ps.PlayRequest]:
         """Take the answer to `open_request`; return what has to be sent again, in order."""
         again = self.opened is not None
-        self.opened, self.moved, self._token = opened, None, opened.resume_token
+        self.opened, self.moved, self._moves, self._token = opened, False, 0, opened.resume_token
         self.spec = PolicySpec.from_proto(opened.policy)
         self._packer = InputPacker(self.spec, self._preferred, frozenset(opened.codecs))
         last = StepResult.from_proto(opened.last_result, self.spec) if opened.HasField("last_result") else None
@@ -278,7 +284,15 @@ class SessionCore:
             if ticket is not None:
                 ticket.finish(response.pong.nonce)
         elif kind == "moved":
-            self.moved, self._token = response.moved, response.moved.resume_token
+            self._on_moved(response.moved)
+
+    def _on_moved(self, message: ps.Moved) -> None:
+        self._moves += 1
+        if self._moves > _MAX_MOVES:
+            raise StateError(f"the session was said to have moved {self._moves} times, and is nowhere")
+        self.moved, self.address, self._token = True, message.address, message.resume_token
+        if self.opened is None:  # the stream was to resume a session, which had moved before
+            self._opening.resume_token = message.resume_token
 
     def _on_result(self, message: ps.StepResult) -> None:
         sent = self._sent_at.get(message.seq)

@@ -55,6 +55,16 @@ class SessionView:
         return self.opened.resume_token
 
     @property
+    def route(self) -> str:
+        """Return the routing key of this session's streams, which load balancers may go by."""
+        return self._core.route
+
+    @property
+    def address(self) -> str | None:
+        """Return the "host:port" that the session was moved to; None: it is where its client dials."""
+        return self._core.address
+
+    @property
     def seed(self) -> int:
         """Return the seed that the session was opened with."""
         return self.opened.seed

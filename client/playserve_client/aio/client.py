@@ -18,7 +18,7 @@ from playserve.v1 import policy_service_pb2 as ps
 from playserve.v1.policy_service_pb2_grpc import PolicyServiceStub
 from playserve_client.aio.rollout import Rollout
 from playserve_client.aio.session import Session
-from playserve_client.channels import DEFAULT_MAX_MESSAGE_BYTES, DEFAULT_TIMEOUT_S, ClientSettings
+from playserve_client.channels import DEFAULT_MAX_MESSAGE_BYTES, DEFAULT_TIMEOUT_S, ClientSettings, Tls, new_route
 from playserve_client.results import PolicyInfo
 from playserve_client.rollout_core import RolloutCore
 from playserve_client.session_core import SessionCore, open_message
@@ -34,7 +34,7 @@ class PolicyClient:
     Args:
         address: "host:port".
         api_key: Key for servers that want one.
-        tls: False for plain text, True for the system's roots, or credentials of one's own.
+        tls: False for plain text, True for the system's roots, or a `TlsConfig` (or gRPC's own credentials).
         timeout_s: Longest wait for any answer, unless the call says otherwise.
         codecs: Packings to offer besides raw, best first; used where server and policy take them. JPEG is lossy.
         max_message_bytes: Largest message to take.
@@ -45,7 +45,7 @@ class PolicyClient:
         address: str,
         *,
         api_key: str | None = None,
-        tls: bool | grpc.ChannelCredentials = False,
+        tls: Tls = False,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         codecs: Sequence[Codec] = (),
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
@@ -159,10 +159,16 @@ class PolicyClient:
             episode_id=episode_id,
             consent=consent,
         )
-        return self._session(opening, resume, timeout_s)
+        return self._session(opening, resume, timeout_s, new_route())
 
     def resume(
-        self, token: bytes, *, pace: Pace = Pace.LOCKSTEP, resume: bool = True, timeout_s: float | None = None
+        self,
+        token: bytes,
+        *,
+        pace: Pace = Pace.LOCKSTEP,
+        resume: bool = True,
+        timeout_s: float | None = None,
+        route: str = "",
     ) -> Session:
         """Return a session, to be opened as by :meth:`play`, that goes on with one whose stream was lost or detached.
 
@@ -171,8 +177,9 @@ class PolicyClient:
             pace: The session's pace; the server knows it, this side has to be told.
             resume: Whether to resume by itself when the stream is lost again.
             timeout_s: Longest wait for any answer of this session; None: the client's own.
+            route: `Session.route`, where a load balancer stands in between.
         """
-        return self._session(ps.Open(resume_token=token, pace=pace.value), resume, timeout_s)
+        return self._session(ps.Open(resume_token=token, pace=pace.value), resume, timeout_s, route)
 
     def rollout(
         self,
@@ -199,18 +206,18 @@ class PolicyClient:
         rollout = Rollout(
             self._stub.Rollout,
             core,
-            metadata=self._settings.metadata(),
+            metadata=self._settings.metadata(policy, new_route()),
             timeout_s=self._settings.timeout_s if timeout_s is None else timeout_s,
             on_close=self._open.discard,
         )
         self._open.add(rollout)
         return rollout
 
-    def _session(self, opening: ps.Open, resume: bool, timeout_s: float | None) -> Session:
+    def _session(self, opening: ps.Open, resume: bool, timeout_s: float | None, route: str) -> Session:
         session = Session(
             lambda address: self._dial(address).Play,
-            SessionCore(opening, self._settings.codecs, self._settings.client_info()),
-            metadata=self._settings.metadata(),
+            SessionCore(opening, self._settings.codecs, self._settings.client_info(), route),
+            metadata=self._settings.metadata(opening.policy, route),
             timeout_s=self._settings.timeout_s if timeout_s is None else timeout_s,
             resume=resume,
             on_close=self._open.discard,
@@ -231,7 +238,8 @@ class PolicyClient:
 
     async def _unary(self, method: Callable[..., Any], request: Any, timeout_s: float | None) -> Any:
         limit = self._settings.timeout_s if timeout_s is None else timeout_s
+        metadata = self._settings.metadata(getattr(request, "policy", ""))
         try:
-            return await method(request, timeout=limit, metadata=self._settings.metadata())
+            return await method(request, timeout=limit, metadata=metadata)
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error

@@ -266,26 +266,29 @@ class Session(SessionView):
                 self._connected, lost_at, backoff_s = False, None, FIRST_BACKOFF_S
             now = time.monotonic()
             again, lost_at = lost_at is not None, now if lost_at is None else lost_at
-            opened = self._core.opened
-            if (
-                not self._resume
-                or opened is None
-                or self._closing.is_set()
-                or now - lost_at >= opened.detach_window_us / 1e6
-                or not may_resume(error, moved=self._core.moved is not None, again=again)
-            ):
+            sent_on = self._core.moved and error is None
+            if not self._may_go_on(error, now - lost_at, sent_on=sent_on, again=again):
                 self._core.fail(ended_by(error, closing=self._closing.is_set()))
                 self._changed.notify()
                 return
+            if sent_on:
+                continue
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(backoff_s * random.uniform(0.5, 1.0)):
                     await self._closing.wait()
             backoff_s = min(2 * backoff_s, LAST_BACKOFF_S)
 
+    def _may_go_on(self, error: PlayserveError | None, lost_s: float, *, sent_on: bool, again: bool) -> bool:
+        opened = self._core.opened
+        if not self._resume or self._closing.is_set():
+            return False
+        if opened is None:
+            return sent_on
+        return lost_s < opened.detach_window_us / 1e6 and may_resume(error, moved=self._core.moved, again=again)
+
     async def _one_stream(self) -> PlayserveError | None:
-        moved = self._core.moved
         try:
-            self._stream = Stream(self._dial(moved.address if moved is not None else None), self._metadata)
+            self._stream = Stream(self._dial(self._core.address), self._metadata)
             return await self._stream.run(self._core.open_request(), self._timeout_s, self._on_message)
         except Exception as error:  # noqa: BLE001 - the session's task must not die in silence
             return StateError(f"could not dial: {type(error).__name__}: {error}")

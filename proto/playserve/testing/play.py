@@ -111,6 +111,12 @@ class PlayStream:
         self._inbox = Inbox(requests, ps.PlayRequest, context)
         self._waiting: deque[tuple[float, Any]] = deque()
         self._refused: set[int] = set()
+        self._moved: ps.Moved | None = None
+
+    def move(self, moved: ps.Moved) -> None:
+        """End the stream by saying where its session lives now, from any thread; what waits is not taken."""
+        self._moved = moved
+        self._inbox.put(ps.PlayRequest())  # wakes it up
 
     def end(self, error: PlayserveError) -> None:
         """End the stream with `error`, from any thread."""
@@ -125,12 +131,19 @@ class PlayStream:
             raise first
         if first.WhichOneof("message") != "open":
             raise NotOpenError(f"the first message is {first.WhichOneof('message') or 'empty'}, wanted open")
+        if first.open.resume_token and (moved := self._table.moved(first.open.resume_token, self._principal)):
+            yield ps.PlayResponse(moved=moved)
+            return
         session, opened = self._open(first.open)
         ended = False
         try:
             yield ps.PlayResponse(opened=opened)
             while not ended:
                 arrived, request = self._next()
+                session.at_rest.wait()
+                if self._moved is not None:
+                    yield ps.PlayResponse(moved=self._moved)
+                    return
                 if request is None:
                     return
                 if isinstance(request, PlayserveError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent import futures
 from dataclasses import replace
@@ -63,6 +64,7 @@ class FakePolicyServer:
         detach_window_s: How long a session outlives its stream.
         delay_s: Time that each step takes.
         max_streams: Streams served at once.
+        credentials: To serve with TLS; None: plain text.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class FakePolicyServer:
         detach_window_s: float = 30.0,
         delay_s: float = 0.0,
         max_streams: int = 64,
+        credentials: grpc.ServerCredentials | None = None,
     ) -> None:
         named = policies if isinstance(policies, Mapping) else {"": policies}
         self.settings = Settings(
@@ -91,6 +94,8 @@ class FakePolicyServer:
         self._api_keys = frozenset(api_keys)
         self._port = port
         self._max_streams = max_streams
+        self._credentials = credentials
+        self._calls: deque[tuple[str, dict[str, str]]] = deque(maxlen=1000)
         self._server: grpc.Server | None = None
 
     def __enter__(self) -> Self:
@@ -117,12 +122,16 @@ class FakePolicyServer:
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 5000),
         ]
         server = grpc.server(futures.ThreadPoolExecutor(self._max_streams, "fake-policy-server"), options=options)
-        servicer = _PolicyServicer(self._table, self.settings, self._api_keys)
+        servicer = _PolicyServicer(self._table, self.settings, self._api_keys, self._calls)
         server.add_generic_rpc_handlers((servicer.handlers(),))
         admin_service_pb2_grpc.add_AdminServiceServicer_to_server(_admin_servicer(), server)
         state_transfer_service_pb2_grpc.add_StateTransferServiceServicer_to_server(_transfer_servicer(), server)
         _add_health(server, self._table)
-        self._port = server.add_insecure_port(self.address)
+        self._port = (
+            server.add_insecure_port(self.address)
+            if self._credentials is None
+            else server.add_secure_port(self.address, self._credentials)
+        )
         server.start()
         self._server = server
 
@@ -149,6 +158,23 @@ class FakePolicyServer:
     def sessions(self) -> list[str]:
         """Return the public ids of all sessions, detached ones included."""
         return list(self._table.sessions())
+
+    def calls(self) -> list[tuple[str, dict[str, str]]]:
+        """Return the newest calls, oldest first: the method's name and the metadata that the client sent."""
+        return list(self._calls)
+
+    def begin_move(self, session_id: str) -> HandOff:
+        """Begin to hand a session to another server: nothing of it is handled until the hand-off ends."""
+        session = self._table.sessions().get(session_id)
+        if session is None:
+            raise SessionNotFoundError(f"no session {session_id!r}")
+        with session.lock:
+            session.at_rest.clear()
+        return HandOff(self._table, session)
+
+    def move_session(self, session_id: str, to: FakePolicyServer) -> None:
+        """Hand a session to another server; its player is told, now or when it tries to resume here."""
+        self.begin_move(session_id).commit(to)
 
     def end_session(self, session_id: str, reason: str = "ended by the test") -> None:
         """End a session as an operator would."""
@@ -178,6 +204,36 @@ class FakePolicyServer:
         self.settings.delay_s = delay_s
 
 
+class HandOff:
+    """A session between two servers. End it with :meth:`commit` or :meth:`fail`.
+
+    Args:
+        table: Of the server that gives.
+        session: The session.
+    """
+
+    def __init__(self, table: Table, session: Session) -> None:
+        self._table, self._session = table, session
+
+    def commit(self, to: FakePolicyServer) -> None:
+        """Let the session live at `to` from now on; where that cannot take it, it stays."""
+        session, token = self._session, self._session.token
+        try:
+            with session.lock:
+                stream = session.stream
+                to._table.take(session)
+                moved = ps.Moved(address=to.address, resume_token=session.token)
+                self._table.forward(token, session, moved)
+                if stream is not None:
+                    stream.move(moved)
+        finally:
+            session.at_rest.set()
+
+    def fail(self) -> None:
+        """Let the session stay where it is."""
+        self._session.at_rest.set()
+
+
 class _PolicyServicer:
     """Translates between gRPC and the streams.
 
@@ -185,8 +241,10 @@ class _PolicyServicer:
     behind that never finishes when a second thread reads it, and the server never stops.
     """
 
-    def __init__(self, table: Table, settings: Settings, api_keys: frozenset[str]) -> None:
-        self._table, self._settings, self._api_keys = table, settings, api_keys
+    def __init__(
+        self, table: Table, settings: Settings, api_keys: frozenset[str], calls: deque[tuple[str, dict[str, str]]]
+    ) -> None:
+        self._table, self._settings, self._api_keys, self._calls = table, settings, api_keys, calls
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """Return the service's methods."""
@@ -212,35 +270,36 @@ class _PolicyServicer:
             },
         )
 
-    def _principal(self, context: grpc.ServicerContext) -> str:
+    def _principal(self, method: str, context: grpc.ServicerContext) -> str:
         metadata: Any = context.invocation_metadata()
+        self._calls.append((method, {key: str(value) for key, value in metadata}))
         sent = next((str(value) for key, value in metadata if key == "authorization"), "")
         if self._api_keys and sent.removeprefix("Bearer ") not in self._api_keys:
             raise UnauthenticatedError("no valid key; wanted metadata 'authorization: Bearer KEY'")
         return sent
 
-    def _stream(self, context: grpc.ServicerContext, make: Callable[[str], Any]) -> Iterator[Any]:
+    def _stream(self, method: str, context: grpc.ServicerContext, make: Callable[[str], Any]) -> Iterator[Any]:
         try:
-            yield from make(self._principal(context)).responses()
+            yield from make(self._principal(method, context)).responses()
         except PlayserveError as error:
             _abort(context, error)
 
     def play(self, request_iterator: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[ps.PlayResponse]:
         """Serve one session."""
         return self._stream(
-            context, lambda caller: PlayStream(self._table, self._settings, caller, request_iterator, context)
+            "Play", context, lambda caller: PlayStream(self._table, self._settings, caller, request_iterator, context)
         )
 
     def rollout(self, request_iterator: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[ps.RolloutResponse]:
         """Serve one rollout."""
         return self._stream(
-            context, lambda _caller: RolloutStream(self._table, self._settings, request_iterator, context)
+            "Rollout", context, lambda _caller: RolloutStream(self._table, self._settings, request_iterator, context)
         )
 
     def list_policies(self, request: ps.ListPoliciesRequest, context: grpc.ServicerContext) -> ps.ListPoliciesResponse:
         """List every version."""
         try:
-            self._principal(context)
+            self._principal("ListPolicies", context)
             return ps.ListPoliciesResponse(policies=self._table.all(request.name_prefix))
         except PlayserveError as error:
             _abort(context, error)
@@ -248,7 +307,7 @@ class _PolicyServicer:
     def get_policy(self, request: ps.GetPolicyRequest, context: grpc.ServicerContext) -> ps.GetPolicyResponse:
         """Describe one version."""
         try:
-            self._principal(context)
+            self._principal("GetPolicy", context)
             policy = self._table.find(request.policy, request.version)
             return ps.GetPolicyResponse(policy=self._table.describe(policy))
         except PlayserveError as error:

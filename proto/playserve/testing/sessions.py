@@ -127,6 +127,8 @@ class Session:
         self.lock = threading.RLock()
         self.stream: Any = None
         self.detached_at: float | None = None
+        self.at_rest = threading.Event()  # cleared while it is handed to another server
+        self.at_rest.set()
         self._max_bytes = max_bytes
         self._dropped: list[ps.Dropped] = []
         self._gap_ticks = 0
@@ -240,6 +242,7 @@ class Table:
         self._policies: dict[str, list[FakePolicy]] = {}
         self._sessions: dict[bytes, Session] = {}
         self._rollout_slots: dict[int, int] = {}
+        self._moved: dict[bytes, tuple[str, ps.Moved]] = {}  # by the token of before: principal, where to
         self._detach_window_s = detach_window_s
         for policy in policies:
             self.publish(policy)
@@ -294,6 +297,8 @@ class Table:
     def _prune(self) -> None:
         now = time.monotonic()
         for token, session in list(self._sessions.items()):
+            if not session.at_rest.is_set():
+                continue  # it is being handed over, and outlives its window
             if session.detached_at is not None and now - session.detached_at > self._detach_window_s:
                 del self._sessions[token]
 
@@ -316,6 +321,34 @@ class Table:
             if session.principal != principal:
                 raise AccessDeniedError("the session belongs to another caller")
             return session
+
+    def moved(self, token: bytes, principal: str) -> ps.Moved | None:
+        """Return where a session lives now, once that is settled; None: here, or nobody knows."""
+        with self._lock:
+            session = self._sessions.get(token)
+        if session is not None:
+            session.at_rest.wait()
+        with self._lock:
+            whose, moved = self._moved.get(token, ("", None))
+            if moved is not None and whose != principal:
+                raise AccessDeniedError("the session belongs to another caller")
+            return moved
+
+    def take(self, session: Session) -> None:
+        """Take over a session of another server, under a token of its own. It waits for its player, as if detached."""
+        with self._lock:
+            policy = self.find(session.policy.spec.name, session.policy.spec.version)
+            if self._free(policy) < 1:
+                raise NoFreeSlotError(f"all {policy.slots} slots of {policy.spec.name!r} are taken", retry_after_s=1.0)
+            session.policy, session.token = policy, secrets.token_bytes(16)
+            session.stream, session.detached_at = None, time.monotonic()
+            self._sessions[session.token] = session
+
+    def forward(self, token: bytes, session: Session, moved: ps.Moved) -> None:
+        """Forget a session that was taken over, but for where it lives now."""
+        with self._lock:
+            self._sessions.pop(token, None)
+            self._moved[token] = session.principal, moved
 
     def end(self, session: Session) -> None:
         """Free the slot of a session."""
@@ -347,4 +380,5 @@ class Table:
         """Forget every session, as a restart does."""
         with self._lock:
             self._sessions.clear()
+            self._moved.clear()
             self._rollout_slots.clear()
