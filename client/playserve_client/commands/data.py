@@ -1,4 +1,4 @@
-"""``playserve data``: record expert episodes, and look at what was recorded."""
+"""``playserve data``: record or import expert episodes, and look at what there is."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from playserve.errors import BadSettingError
+from playserve_client.commands import data_nethack
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,11 +19,11 @@ if TYPE_CHECKING:
 
 __all__ = ["SUMMARY", "configure", "run"]
 
-SUMMARY = "Record expert episodes and inspect recordings."
+SUMMARY = "Record or import expert episodes, and inspect them."
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Add ``record atari`` and ``stats``."""
+    """Add ``record atari``, ``stats`` and NetHack's actions."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     record = actions.add_parser("record", help="record episodes of a scripted expert")
     families = record.add_subparsers(dest="family", required=True, metavar="FAMILY")
@@ -58,10 +59,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     stats = actions.add_parser("stats", help="count, check and describe the episodes in a folder")
     stats.add_argument("directory", type=Path)
     stats.add_argument("--json", type=Path, help="write the same as JSON to this file")
+    data_nethack.configure(actions)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the chosen action."""
+    if "handler" in args:
+        return int(args.handler(args))
     if args.action == "stats":
         return _stats(args)
     return _record_atari(args)
@@ -166,6 +170,8 @@ def _stats(args: argparse.Namespace) -> int:
 
     if not args.directory.is_dir():
         raise BadSettingError(f"there is no folder {args.directory}")
+    if data_nethack.has_shards(args.directory):
+        return data_nethack.show_stats(args.directory, args.json)
     with _file_progress() as on_file:
         games, damaged = collect_stats(args.directory, on_file)
     described = [game.to_json() for game in games]
