@@ -16,7 +16,7 @@ from playserve.errors import BadSettingError
 from playserve_client.nethack.tty import TTY_COLUMNS, TTY_ROWS
 from playserve_client.terminal.player import Player, status_text
 from playserve_client.terminal.recording import Recording
-from playserve_client.terminal.screen import BOLD, Screen, look
+from playserve_client.terminal.screen import BOLD, REVERSE, Screen, look
 
 __all__ = ["HELP", "can_watch", "watch"]
 
@@ -27,6 +27,7 @@ _MIN_DRAW_S = 1 / 40
 _BACKSPACE = (curses.KEY_BACKSPACE, 8, 127)
 _ENTER = (curses.KEY_ENTER, 10, 13)
 _ESCAPE = 27
+_GREY = 7
 
 
 def can_watch() -> bool:
@@ -91,6 +92,9 @@ class _Viewer:
     def __init__(self, window: curses.window, recording: Recording, player: Player) -> None:
         self._window, self._recording, self._player = window, recording, player
         self._attributes = _Attributes()
+        # NetHack's colours are made for a black background, whatever the terminal's own is.
+        self._plain = self._attributes.of(_GREY)
+        window.bkgdset(" ", self._plain)
         self._ascii_only = "utf" not in locale.getpreferredencoding(False).lower()
         self._typed: str | None = None  # the digits of "go to" while they are typed
         self._show_status = True
@@ -190,7 +194,8 @@ class _Viewer:
         for row in range(min(TTY_ROWS, height)):
             column = 0
             for text, color in screen.runs(row):
-                self._put(row, column, text[: max(0, width - column)], self._attributes.of(color))
+                if color >= REVERSE or not text.isspace():
+                    self._put(row, column, text[: max(0, width - column)], self._attributes.of(color))
                 column += len(text)
         if self._typed is not None:
             self._draw_line(f"go to step (0 to {player.last:,}), Enter: {self._typed}")
@@ -210,7 +215,7 @@ class _Viewer:
         notes.append(f"{self._recording.name}: {facts}" if facts else self._recording.name)
         for row, note in enumerate(notes, TTY_ROWS + 1):
             if row < height:
-                self._put(row, 0, note[:width], 0)
+                self._put(row, 0, note[:width], self._plain)
 
     def _draw_line(self, text: str) -> None:
         """Draw the status line: under the game, or over its last row where the terminal is too small."""
@@ -219,7 +224,7 @@ class _Viewer:
             text += " | i hides this"
         if width < TTY_COLUMNS or height < TTY_ROWS:
             text = f"{width}x{height} is too small for 80x24 | " + text
-        self._put(min(TTY_ROWS, height - 1), 0, text[:width].ljust(width), curses.A_REVERSE)
+        self._put(min(TTY_ROWS, height - 1), 0, text[:width].ljust(width), self._plain | curses.A_REVERSE)
 
     def _move_cursor(self, screen: Screen, height: int, width: int) -> None:
         row, column = screen.cursor
