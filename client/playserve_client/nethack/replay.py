@@ -72,6 +72,8 @@ class Replayer:
         if chunk < 1:
             raise BadSettingError(f"chunk is {chunk}, not 1 or more")
         self.character, self.chunk = character, chunk
+        #: How NetHack says that the last game ended, such as "killed by a newt"; empty where it was stopped.
+        self.end = ""
         extra = (*(("blstats",) if blstats else ()), *(("inv_glyphs",) if inventory else ()))
         self._wanted = (*_SCREEN, *extra)
         self._game = NetHackGame(
@@ -93,6 +95,7 @@ class Replayer:
         if game.character != self.character:
             raise BadSettingError(f"game {game.name} is not of {self.character}")
         played, send, program = self._game, self._game.send, self._game.program
+        self.end = ""
         played.start(game.seed, game.birthday)
         sources = [played.buffers[name] for name in self._wanted]
         stats, first_score, expert = played.stats, played.stats[BL_SCORE], expert_mask(game.keys)
@@ -126,8 +129,8 @@ class Replayer:
                 inv_glyphs=screens.get("inv_glyphs"),
             )
 
-    def matches(self, game: GameRecord, birthday: int) -> bool:
-        """Return whether the game comes out as recorded if it began at `birthday`; shows nothing of it."""
+    def matches(self, game: GameRecord, birthday: int | None) -> bool:
+        """Return whether the game comes out as recorded if it began at `birthday` (None: the seed's)."""
         played, send, program, stats = self._game, self._game.send, self._game.program, self._game.stats
         played.start(game.seed, birthday)
         first_score, keys = stats[BL_SCORE], game.keys.tolist()
@@ -175,9 +178,12 @@ class Replayer:
             raise ReplayMismatchError(game, "turns", self._game.stats[BL_TURN], game.turns)
 
     def _finish(self) -> None:
-        if self._game.ttyrec_path is None:
+        if self._over():
+            self._game.leave_closing_screens()
+        elif self._game.ttyrec_path is not None:
+            self._game.quit()
             return
-        self._game.leave_closing_screens() if self._over() else self._game.quit()
+        self.end = self._game.last_log().get("death", "")
 
 
 def replay_game(
