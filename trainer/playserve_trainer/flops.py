@@ -3,7 +3,8 @@
 Convention (:data:`CONVENTION`): a multiply-add is 2; a convolution is counted at the size of its *output*; biases,
 nonlinearities, normalisation, pooling, embedding look-ups and the additions of embedding bags are 0; attention over a
 sliding window is counted at the full window, as after `context` steps of an episode; a backward pass costs twice the
-forward pass, so training is 3 times it. Counting runs one forward pass on torch's meta device: shapes only, nothing is computed.
+forward pass, so training is 3 times it. Counting runs one forward pass on torch's meta device: shapes only, nothing
+is computed.
 
 Shape legend: B rows, T steps.
 """

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from playserve.errors import BadSettingError, DataLossError, StateError
-from playserve_trainer.recipes import Recipe, atari
+from playserve_trainer.recipes import Recipe, atari, nethack
 from playserve_trainer.train.config import OPTIMIZERS, PRECISIONS, SCHEDULES, TrainConfig
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ __all__ = ["SUMMARY", "configure", "run"]
 SUMMARY = "Train a policy on recorded episodes."
 
 _CONFIG_NAME = "config.json"
-_RECIPES: Mapping[str, Recipe] = {"atari": atari}
+_RECIPES: Mapping[str, Recipe] = {"atari": atari, "nethack": nethack}
 
 # Flags that are no settings of the run.
 _NO_SETTINGS = ("command", "family", "publish", "resume", "run", "store")
@@ -107,7 +107,7 @@ def _new_config(recipe: Recipe, out: Path, given: Mapping[str, Any]) -> TrainCon
     from playserve_trainer.train.state import STATE_NAME
 
     if "data" not in given:
-        raise BadSettingError("where are the recordings? give --data, the folder that `playserve data record` wrote to")
+        raise BadSettingError("where are the recordings? give --data, the folder that `playserve data` wrote to")
     if (out / STATE_NAME).exists():
         raise StateError(f"{out} holds a run already: go on with it (--resume), or choose another --out")
     return TrainConfig.from_json(recipe.settings(given))
@@ -125,10 +125,10 @@ def _resumed_config(recipe: Recipe, out: Path, given: Mapping[str, Any]) -> Trai
     except ValueError as error:
         raise DataLossError(f"{path} is not JSON: {error}") from error
     # The recipe translates flags to settings; of what it adds by itself the run has its own.
-    translated = recipe.settings({"game": before.task, **given})
+    translated = recipe.settings({recipe.TASK_FLAG: before.task, **given})
     wanted = {name: translated[name] for name in ("task", *given) if name in translated}
-    if "width" in given:
-        wanted["model"] = {**before.model, **translated["model"]}
+    if model := {flag: given[flag] for flag in recipe.MODEL_FLAGS if flag in given}:
+        wanted["model"] = {**before.model, **model}
     if any(name.startswith("max_") for name in given):
         # A new limit replaces the old one, instead of standing beside it.
         wanted = {"max_steps": None, "max_samples": None, "max_flops": None, "max_minutes": None, **wanted}
@@ -165,7 +165,7 @@ def _train(recipe: Recipe, config: TrainConfig, args: argparse.Namespace) -> int
         manifest = finish.write_checkpoint(trainer, out / finish.CHECKPOINT_NAME)
         if args.publish:
             published = finish.publish(args.store, args.publish, out / finish.CHECKPOINT_NAME)
-    _report(trainer, finish.write_summary(trainer, prepared.report, manifest, published))
+    _report(trainer, finish.write_summary(trainer, prepared.report, manifest, published, prepared.baselines))
     return 0 if finished else 128 + (stop.signum or 0)
 
 
@@ -194,6 +194,9 @@ def _report(trainer: Trainer, summary: Mapping[str, Any]) -> None:
         )
     if held_out:
         table.add_row("held out", f"loss {held_out['loss']:.4f}, accuracy {held_out['accuracy']:.2%}")
+    for baseline in summary["baselines"]:
+        name = baseline["name"].replace("_", " ")
+        table.add_row(f"  {name}", f"loss {baseline['loss']:.4f}, accuracy {baseline['accuracy']:.2%}")
     if summary["finished"]:
         table.add_row("checkpoint", escape(summary["checkpoint"]))
     if summary["published"]:

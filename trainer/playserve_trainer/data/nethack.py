@@ -63,6 +63,7 @@ def load_nethack(
     directory: Path,
     *,
     held_out_fraction: float = 0.1,
+    character: str = "@",
     verify: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> NetHackGames:
@@ -71,17 +72,19 @@ def load_nethack(
     Args:
         directory: The folder.
         held_out_fraction: Share of the games to hold out; see :mod:`playserve_trainer.data.split`.
+        character: Only games of this character are taken; "@": all.
         verify: Whether to compare the checksums of all arrays first: reads everything once.
         progress: Called with (bytes read, bytes) while checksums are compared.
 
     Raises:
-        NotFoundError: There is no shard.
+        NotFoundError: There is no shard, or no game of the character.
         NoKeysError: Games have no keys.
         NoEpisodesError: There is no game for one side of the split.
     """
     dataset = TtyDataset.open(directory)
     if verify:
         dataset = _verified(dataset, progress)
+    dataset = _of_character(dataset, character)
     without = [meta for meta in dataset.games if not meta.has_keys]
     if without:
         raise NoKeysError(
@@ -107,6 +110,17 @@ def load_nethack(
         damaged=damaged,
     )
     return NetHackGames(dataset=dataset, held_out_E=held_out_E, report=report)
+
+
+def _of_character(dataset: TtyDataset, character: str) -> TtyDataset:
+    found = [meta.character for meta in dataset.games]
+    if character == "@" or set(found) <= {character}:
+        return dataset
+    if character not in found:
+        raise NoEpisodesError(
+            f"{dataset.directory} holds no game of {character!r}; it has {', '.join(sorted(set(found)))} (or '@', all)"
+        )
+    return dataset.subset([game for game, its in enumerate(found) if its == character])
 
 
 def _verified(dataset: TtyDataset, progress: Callable[[int, int], None] | None) -> TtyDataset:

@@ -18,7 +18,24 @@ if TYPE_CHECKING:
     from playserve_trainer.data.episodes import DataReport
     from playserve_trainer.models.policy import Policy
 
-__all__ = ["Prepared", "Recipe"]
+__all__ = ["Baseline", "Prepared", "Recipe"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Baseline:
+    """A guess that needs no net, scored on the held-out data.
+
+    Attributes:
+        name: Of the guess.
+        loss: Nats a label.
+        accuracy: Share of labels that the likeliest action hits.
+        labels: How many labels there were.
+    """
+
+    name: str
+    loss: float
+    accuracy: float
+    labels: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,18 +47,24 @@ class Prepared:
         source: Batches to learn from.
         held_out: Batches to evaluate on; None if nothing is held out.
         report: What was read.
+        baselines: What the held-out loss is to be compared with.
     """
 
     policy: Policy
     source: BatchSource
     held_out: BatchSource | None
     report: DataReport
+    baselines: tuple[Baseline, ...] = ()
 
 
 class Recipe(Protocol):
     """What a recipe's module holds."""
 
     SUMMARY: str
+    #: The flag that becomes the setting `task`.
+    TASK_FLAG: str
+    #: The flags that become entries of the setting `model`, under their own names.
+    MODEL_FLAGS: tuple[str, ...]
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
         """Add the family's own flags, without defaults (argparse.SUPPRESS)."""

@@ -15,9 +15,11 @@ from playserve_trainer.train.config import TrainConfig
 if TYPE_CHECKING:
     from playserve_trainer.data.episodes import Episodes
 
-__all__ = ["DEFAULTS", "SUMMARY", "configure", "prepare", "settings"]
+__all__ = ["DEFAULTS", "MODEL_FLAGS", "SUMMARY", "TASK_FLAG", "configure", "prepare", "settings"]
 
 SUMMARY = "the width-scaled convolutional net, on recordings of one Atari game"
+TASK_FLAG = "game"
+MODEL_FLAGS: tuple[str, ...] = ("width",)
 
 _FAMILY = "atari"
 

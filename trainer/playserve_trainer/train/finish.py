@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,7 @@ from playserve_trainer.train.loop import Trainer
 
 if TYPE_CHECKING:
     from playserve_trainer.data.episodes import DataReport
+    from playserve_trainer.recipes import Baseline
 
 __all__ = ["CHECKPOINT_NAME", "SUMMARY_NAME", "code_version", "publish", "write_checkpoint", "write_json",
            "write_summary"]  # fmt: skip
@@ -58,7 +61,11 @@ def write_checkpoint(trainer: Trainer, directory: Path) -> Manifest:
 
 
 def write_summary(
-    trainer: Trainer, report: DataReport, manifest: Manifest | None, published: dict[str, str] | None
+    trainer: Trainer,
+    report: DataReport,
+    manifest: Manifest | None,
+    published: dict[str, str] | None,
+    baselines: Sequence[Baseline] = (),
 ) -> dict[str, Any]:
     """Write summary.json: every number that a run prints; return it."""
     evaluation, elapsed_s = trainer.last_evaluation, trainer.elapsed_s
@@ -80,6 +87,7 @@ def write_summary(
         "held_out": {"loss": evaluation.loss, "accuracy": evaluation.accuracy, "labels": evaluation.labels}
         if evaluation
         else None,
+        "baselines": [dataclasses.asdict(baseline) for baseline in baselines],
         "best_held_out": dict(trainer.best) or None,
         "device": str(trainer.device),
         "precision": trainer.precision,

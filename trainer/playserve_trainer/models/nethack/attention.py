@@ -57,7 +57,7 @@ class SlidingAttention(nn.Module):
     def forward(self, query_BTD: Tensor, key_BJD: Tensor, value_BJD: Tensor, bias_BHTJ: Tensor) -> Tensor:
         """Return what the queries read [B, T, D]; the values where the bias is -inf must be finite."""
         query, key, value = (
-            x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (query_BTD, key_BJD, value_BJD)
+            x.view(*x.shape[:2], self.num_heads, -1).transpose(1, 2) for x in (query_BTD, key_BJD, value_BJD)
         )
         read_BHTE = F.scaled_dot_product_attention(query, key, value, attn_mask=bias_BHTJ.to(query.dtype))
         return read_BHTE.transpose(1, 2).flatten(2)

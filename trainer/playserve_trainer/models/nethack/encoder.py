@@ -217,7 +217,7 @@ _KINDS: tuple[tuple[str, tuple[int, ...] | None], ...] = (
     ("@", None),
     ("$", None),
     ("%", None),
-    (")[(?!/=\"+*`", None),
+    (')[(?!/="+*`', None),
     ("abcdefghijklmnopqrstuvwxyz", None),
     ("ABCDEFGHIJKLMNOPQRSTUVWXYZ&;:~'", None),
 )

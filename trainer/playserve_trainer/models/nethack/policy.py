@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
 from playserve.specs import Codec, DiscreteActionSpec, PolicySpec, TensorSpec
@@ -35,9 +34,7 @@ class NetHackPolicy(Policy):
         super().__init__()
         self.config = config
         self.encoder = NetHackEncoder(config)
-        self.core: LSTMCore | TransformerCore = (
-            LSTMCore(config) if config.core == "lstm" else TransformerCore(config)
-        )
+        self.core: LSTMCore | TransformerCore = LSTMCore(config) if config.core == "lstm" else TransformerCore(config)
         self.head = nn.Linear(config.width, config.num_actions)
         # Small logits: the first loss is about ln(A).
         nn.init.normal_(self.head.weight, std=0.1 * config.width**-0.5)
@@ -79,7 +76,7 @@ class NetHackPolicy(Policy):
         executed_BT = executed_BTH[..., 0].masked_fill(first_BT, UNKNOWN_ACTION)
         flat = {name: tensor.flatten(0, 1) for name, tensor in inputs.items()}
         x_ND = self._encode(flat, executed_BT.flatten())
-        y_BTD, after = self.core(x_ND.unflatten(0, first_BT.shape), first_BT, state)
+        y_BTD, after = self.core(x_ND.view(*first_BT.shape, -1), first_BT, state)
         return ForwardOutput((self.head(y_BTD),), after)
 
     def step(self, inputs: Mapping[str, Tensor], executed_BH: Tensor, memory: Memory, sample: Sampler) -> StepOutput:

@@ -35,6 +35,9 @@ class TransformerCore(nn.Module):
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
 
+    def _blocks(self) -> list[_Block]:
+        return [block for block in self.blocks if isinstance(block, _Block)]
+
     def layout(self) -> dict[str, StateTensor]:
         """Return the memory tensors of one slot."""
         ring = StateTensor((self.layers, self.context, self.width), torch.float32)
@@ -49,8 +52,7 @@ class TransformerCore(nn.Module):
         steps_B = torch.zeros_like(first_BT[:, 0], dtype=torch.int64) if state is None else state["steps"]
         window = _Window(steps_B, first_BT, self.context, known_past=state is not None)
         rings: dict[str, list[Tensor]] = {"keys": [], "values": []}
-        for layer, block in enumerate(self.blocks):
-            assert isinstance(block, _Block)
+        for layer, block in enumerate(self._blocks()):
             query_BTD, *new = block.project(x_BTD)
             whole = []
             for (name, layers), new_BTD in zip(rings.items(), new, strict=True):
@@ -102,8 +104,7 @@ class TransformerCore(nn.Module):
         place_W = torch.arange(self.context, device=x_BD.device)
         distance_BW = (steps_B.unsqueeze(1) - place_W) % self.context
         distance_BW = distance_BW.masked_fill(distance_BW > steps_B.unsqueeze(1), self.context)
-        for layer, block in enumerate(self.blocks):
-            assert isinstance(block, _Block)
+        for layer, block in enumerate(self._blocks()):
             query_BD, key_BD, value_BD = block.project(x_BD)
             key_BWD, value_BWD = rings(layer, "keys", key_BD), rings(layer, "values", value_BD)
             bias = block.attention.bias_of_ring(distance_BW)
