@@ -22,7 +22,12 @@ _MOST_LISTED = 200
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``replay``."""
-    parser.add_argument("game", metavar="FILE", help="a ttyrec file, or DIR#GAME; DIR of several games lists them")
+    parser.add_argument(
+        "game",
+        metavar="FILE",
+        help="a ttyrec file; or a folder of ttyrecs or shards, a file of keys, or the word 'expert' (the games that come "
+        "with playserve): these list their games, and FILE#GAME is one of them",
+    )
     parser.add_argument("--speed", type=float, default=10.0, help="steps a second at the start (default %(default)g)")
     parser.add_argument(
         "--start", type=int, metavar="STEP", help="first step shown, from 0, and wait there (default: play at once)"
@@ -48,18 +53,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from playserve_client.terminal.open import choose_game, list_games, open_game, split_target
+    from playserve_client.terminal.open import choose_game, list_games, split_target
 
     if not args.speed > 0:
         raise BadSettingError(f"--speed is more than 0, not {args.speed:g}")
     path, name = split_target(args.game)
-    if path.is_dir():
-        entries = list_games(path)
-        if not name and len(entries) > 1:
-            return _list(path, entries)
-        recording = choose_game(path, entries, name).open()
-    else:
-        recording = open_game(path, name)
+    entries = list_games(path)
+    if not name and len(entries) > 1:
+        return _list(args.game, entries)
+    recording = choose_game(path, entries, name).open()
     if args.start is not None and not 0 <= args.start < len(recording):
         raise BadSettingError(f"--start is 0 to {len(recording) - 1:,}, not {args.start:,}")
     try:
@@ -97,13 +99,13 @@ def _print_frame(recording: Recording, step: int) -> None:
     print(f"[{' | '.join(facts)}]")
 
 
-def _list(folder: Path, entries: list[GameEntry]) -> int:
+def _list(target: str, entries: list[GameEntry]) -> int:
     for entry in entries[:_MOST_LISTED]:
         facts = ", ".join(f"{name} {value}" for name, value in entry.facts.items())
         print(f"{entry.name}  {facts}".rstrip())
     if len(entries) > _MOST_LISTED:
         print(f"... and {len(entries) - _MOST_LISTED:,} more")
-    print(f"{len(entries):,} games; watch one with: playserve replay '{folder}#{entries[0].name}'", file=sys.stderr)
+    print(f"{len(entries):,} games; watch one with: playserve replay '{target}#{entries[0].name}'", file=sys.stderr)
     return 0
 
 

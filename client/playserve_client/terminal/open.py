@@ -1,4 +1,4 @@
-"""From what a user names (a ttyrec file, a folder of games, one game of a folder) to a recording."""
+"""From what a user names (a ttyrec file, a folder or a file of games, one game of those) to a recording."""
 
 from __future__ import annotations
 
@@ -11,24 +11,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from playserve.errors import BadSettingError, NotFoundError
-from playserve_client.terminal.recording import Recording, ShardRecording
+from playserve_client.nethack.games import carried_games
+from playserve_client.terminal.recording import Recording, ReplayedRecording, ShardRecording
 from playserve_client.terminal.ttyrec import Ttyrec
 
 if TYPE_CHECKING:
     from playserve_client.nethack.shards import GameMeta
 
-__all__ = ["GameEntry", "choose_game", "list_games", "open_game", "split_target"]
+__all__ = ["EXPERT", "GameEntry", "choose_game", "list_games", "open_game", "split_target"]
 
+#: What users call the games that the package carries.
+EXPERT = "expert"
 _TTYREC = re.compile(r"\.ttyrec[123]?(?:\.bz2|\.gz)?$")
 
 
 @dataclass(frozen=True, slots=True)
 class GameEntry:
-    """A game of a folder.
+    """A game that can be opened.
 
     Attributes:
-        name: Of a ttyrec, its path in the folder without the ending; of a game in shards, its name there.
-        facts: What the folder says of it.
+        name: Of a ttyrec, its path in the folder without the ending; of other games their name.
+        facts: What is known of it before it is opened.
         open: Opens it.
     """
 
@@ -38,58 +41,77 @@ class GameEntry:
 
 
 def split_target(target: str) -> tuple[Path, str]:
-    """Split ``PATH#GAME``; a file whose own name has a # stays whole.
+    """Split ``PATH#GAME``; a file whose own name has a # stays whole, and `EXPERT` is the file that we carry.
 
     Returns:
         The path, and the game's name or "".
     """
     if Path(target).exists():
         return Path(target), ""
-    path, _, game = target.rpartition("#")
-    return (Path(path), game) if path else (Path(target), "")
+    path, mark, game = target.rpartition("#") if "#" in target else (target, "", "")
+    if path == EXPERT and not Path(path).exists():
+        return carried_games(), game
+    return (Path(path), game) if path else (Path(mark + game), "")
 
 
 def open_game(path: Path, game: str = "") -> Recording:
     """Open one game.
 
     Args:
-        path: A ttyrec file, or a folder of ttyrecs or of our shards.
-        game: Of a folder: the game's name, or a part of it that no other game's name has.
+        path: What `list_games` takes.
+        game: The game's name, or a part of it that no other game's name has; "" for the only one.
 
     Raises:
         NotFoundError: No such file or game.
         BadSettingError: Several games are meant.
         DataLossError: The file holds no whole frame.
     """
-    if path.is_dir():
-        return choose_game(path, list_games(path), game).open()
-    if game and path.exists():
-        raise BadSettingError(f"{path} is one game; '#{game}' is for folders")
-    return Ttyrec(path)
+    return choose_game(path, list_games(path), game).open()
 
 
-def choose_game(folder: Path, entries: Sequence[GameEntry], game: str) -> GameEntry:
+def choose_game(path: Path, entries: Sequence[GameEntry], game: str) -> GameEntry:
     """Return the game of that name, or the only one that has `game` in its name."""
     found = [entry for entry in entries if entry.name == game] or [entry for entry in entries if game in entry.name]
     if len(found) == 1:
         return found[0]
     some = ", ".join(entry.name for entry in (found or entries)[:4])
     if not found:
-        raise NotFoundError(f"{folder} has no game {game!r}; it has {some} and others")
-    raise BadSettingError(f"{len(found)} games of {folder} have {game!r} in their name: {some} and others")
+        raise NotFoundError(f"{path} has no game {game!r}; it has {some} and others")
+    raise BadSettingError(f"{len(found)} games of {path} have {game!r} in their name: {some} and others")
 
 
-def list_games(folder: Path) -> list[GameEntry]:
-    """Return the games in `folder`: our shards, where there are any, else its ttyrecs (NLD's layouts among others).
+def list_games(path: Path) -> list[GameEntry]:
+    """Return the games that `path` holds.
+
+    Args:
+        path: A ttyrec file, a Parquet file of seeds and keys, or a folder: of our shards, where there are any, else of
+            ttyrecs at any depth (NLD's layouts among others).
 
     Raises:
-        NotFoundError: There are none.
-        DataLossError: There are shards, and no whole one.
+        NotFoundError: There is no such path, or no game in it.
+        DataLossError: There are games, and no whole one.
     """
-    entries = _shard_games(folder) if any(folder.glob("shard-*/manifest.json")) else _ttyrec_games(folder)
+    if not path.exists():
+        raise NotFoundError(f"no file or folder {path}")
+    if path.is_file():
+        return _games_of_keys(path) if path.suffix == ".parquet" else [GameEntry(path.name, {}, partial(Ttyrec, path))]
+    entries = _shard_games(path) if any(path.glob("shard-*/manifest.json")) else _ttyrec_games(path)
     if not entries:
-        raise NotFoundError(f"{folder} holds no recorded game")
+        raise NotFoundError(f"{path} holds no recorded game")
     return entries
+
+
+def _games_of_keys(path: Path) -> list[GameEntry]:
+    from playserve_client.nethack.games import read_games
+
+    return [
+        GameEntry(
+            game.name,
+            {"score": str(game.score), "turns": str(game.turns), "deepest": str(game.max_depth), "end": game.end},
+            partial(ReplayedRecording, game),
+        )
+        for game in read_games(path)
+    ]
 
 
 def _shard_games(folder: Path) -> list[GameEntry]:

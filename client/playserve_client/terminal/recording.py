@@ -5,22 +5,30 @@ Shape legend: T frames.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from playserve.errors import BadSettingError
+from playserve.errors import BadSettingError, DataLossError
 from playserve_client.nethack.tty import TtyChunk
+from playserve_client.terminal.frames import BLOCK, FrameStore
 from playserve_client.terminal.screen import Screen
 
 if TYPE_CHECKING:
+    from playserve_client.nethack.games import GameRecord
     from playserve_client.nethack.shards import TtyDataset
 
-__all__ = ["ChunkRecording", "Recording", "ShardRecording", "best_excerpt", "to_chunk"]
-
-# Frames of a shard that are decoded at once.
-_BLOCK = 128
+__all__ = [
+    "ChunkRecording",
+    "Recording",
+    "ReplayedRecording",
+    "ShardRecording",
+    "StoredRecording",
+    "best_excerpt",
+    "to_chunk",
+]
 
 
 class Recording(Protocol):
@@ -101,6 +109,99 @@ class ChunkRecording:
         return int(self._chunk.scores[index])
 
 
+class StoredRecording(ABC):
+    """Frames that come in order from somewhere, and are kept as changes; any frame that came is at hand.
+
+    Args:
+        name: What the game is called.
+        facts: What is known of it.
+        total: How many frames will come.
+        has_keys: Whether their keys mean something.
+        has_scores: Whether their scores do.
+    """
+
+    def __init__(
+        self, *, name: str, facts: dict[str, str] | None, total: int, has_keys: bool = True, has_scores: bool = True
+    ) -> None:
+        self.name, self.facts, self.problem = name, dict(facts or {}), ""
+        self._total, self._has_keys, self._has_scores = total, has_keys, has_scores
+        self._store = FrameStore()
+        self._keys: list[NDArray[np.uint8]] = []
+        self._scores: list[NDArray[np.int32]] = []
+
+    @abstractmethod
+    def _more(self) -> TtyChunk | None:
+        """Return the next `BLOCK` frames, fewer at the end, None behind it."""
+
+    def __len__(self) -> int:
+        """Return the number of frames."""
+        return self._total
+
+    @property
+    def ready(self) -> int:
+        """How many frames from the start are at hand."""
+        return len(self._store)
+
+    def read_ahead(self) -> bool:
+        """Take one more block of frames; return whether there was one."""
+        if self.ready >= self._total:
+            return False
+        chunk = self._more()
+        if chunk is not None:
+            self._store.append(chunk.chars, chunk.colors, chunk.cursor)
+            self._keys.append(chunk.keys)
+            self._scores.append(chunk.scores)
+        if chunk is None or len(chunk) < BLOCK:
+            if self.ready < self._total:
+                self.problem = self.problem or f"it ends after {self.ready:,} of {self._total:,} frames"
+            self._total = self.ready
+        return chunk is not None
+
+    def screen(self, index: int) -> Screen:
+        """Return frame `index`."""
+        self._reach(index)
+        return self._store.screen(index)
+
+    def key(self, index: int) -> int | None:
+        """Return the key that was sent in answer to frame `index`, None where keys are not recorded."""
+        self._reach(index)
+        return int(self._keys[index // BLOCK][index % BLOCK]) if self._has_keys else None
+
+    def score(self, index: int) -> int | None:
+        """Return the score in the game at frame `index`, None where it is not recorded."""
+        self._reach(index)
+        return int(self._scores[index // BLOCK][index % BLOCK]) if self._has_scores else None
+
+    def _reach(self, index: int) -> None:
+        while self.ready <= index < self._total and self.read_ahead():
+            pass
+        if not 0 <= index < self._total:
+            raise IndexError(f"frame {index} of {self._total}")
+
+
+class ReplayedRecording(StoredRecording):
+    """A game that is played again from its seed and its keys while somebody watches.
+
+    Args:
+        game: The game.
+    """
+
+    def __init__(self, game: GameRecord) -> None:
+        from playserve_client.nethack.replay import replay_game
+
+        values = {"score": game.score, "turns": game.turns, "deepest": game.max_depth, "end": game.end}
+        facts = {name: str(value) for name, value in values.items()} | ({"player": game.player} if game.player else {})
+        super().__init__(name=game.name, facts=facts, total=game.steps)
+        self._chunks = replay_game(game, chunk=BLOCK)
+
+    def _more(self) -> TtyChunk | None:
+        try:
+            return next(self._chunks, None)
+        except DataLossError as error:  # it does not come out as it was recorded
+            self.problem = str(error)
+            return None
+
+
 class ShardRecording:
     """A game of a dataset of shards, as a `Recording`.
 
@@ -134,9 +235,9 @@ class ShardRecording:
         """Return frame `index`."""
         if not 0 <= index < len(self):
             raise IndexError(f"frame {index} of {len(self)}")
-        start = index - index % _BLOCK
+        start = index - index % BLOCK
         if self._block is None or self._block[0] != start:
-            self._block = start, self._dataset.read(self._game, start, min(start + _BLOCK, len(self)))
+            self._block = start, self._dataset.read(self._game, start, min(start + BLOCK, len(self)))
         chunk, inside = self._block[1], index - start
         row, column = chunk.cursor[inside]
         return Screen(chunk.chars[inside], chunk.colors[inside], (int(row), int(column)))

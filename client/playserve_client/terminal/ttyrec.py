@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from playserve.errors import DataLossError, NotFoundError
-from playserve_client.nethack.tty import TTY_COLUMNS, TTY_ROWS
-from playserve_client.terminal.frames import BLOCK, FrameStore
-from playserve_client.terminal.screen import Screen
+from playserve_client.nethack.tty import TTY_COLUMNS, TTY_ROWS, TtyChunk
+from playserve_client.terminal.frames import BLOCK
+from playserve_client.terminal.recording import StoredRecording
 
 __all__ = ["Survey", "Ttyrec", "survey_ttyrec"]
 
@@ -165,10 +164,8 @@ class _RecordCounter:
             raise _DamagedError("the last record is cut off")
 
 
-class Ttyrec:
-    """One ttyrec file as a recording; see `playserve_client.terminal.recording.Recording`.
-
-    Frames are converted as far as somebody wants them, at about 20,000 a second.
+class Ttyrec(StoredRecording):
+    """One ttyrec file as a recording. Frames are converted as far as somebody wants them, about 20,000 a second.
 
     Args:
         path: The file.
@@ -180,19 +177,16 @@ class Ttyrec:
         from nle._pyconverter import Converter
 
         self._survey = survey = survey_ttyrec(path)
-        self.name = name or path.name
-        self.facts = dict(facts or {})
+        super().__init__(
+            name=name or path.name,
+            facts=facts,
+            total=survey.frames,
+            has_keys=survey.version >= 2,
+            has_scores=survey.version >= 3,
+        )
         self.problem = survey.problem
-        self.has_keys = survey.version >= 2
-        self.has_scores = survey.version >= 3
-        self._total = survey.frames
         self._converter = Converter(TTY_ROWS, TTY_COLUMNS, survey.version)
         self._load(path)
-        self._store = FrameStore()
-        self._keys: list[NDArray[np.uint8]] = []
-        self._scores: list[NDArray[np.int32]] = []
-        self._chars = np.zeros((BLOCK, TTY_ROWS, TTY_COLUMNS), np.uint8)
-        self._colors = np.zeros((BLOCK, TTY_ROWS, TTY_COLUMNS), np.int8)
 
     def _load(self, path: Path) -> None:
         if self._survey.convertible:
@@ -212,57 +206,15 @@ class Ttyrec:
             sound.flush()
             self._converter.load_ttyrec(sound.name, 1, 0)  # it keeps the file open, so the name may go
 
-    def __len__(self) -> int:
-        """Return the number of whole frames."""
-        return self._total
-
-    @property
-    def ready(self) -> int:
-        """How many frames from the start are at hand."""
-        return len(self._store)
-
-    def read_ahead(self) -> bool:
-        """Convert one more block of frames; return whether there was one."""
-        if self.ready >= self._total:
-            return False
-        cursor = np.zeros((BLOCK, 2), np.int16)
-        times = np.zeros(BLOCK, np.int64)
-        keys, scores = np.zeros(BLOCK, np.uint8), np.zeros(BLOCK, np.int32)
+    def _more(self) -> TtyChunk | None:
         wanted = min(BLOCK, self._total - self.ready)
-        left = self._converter.convert(
-            self._chars[:wanted], self._colors[:wanted], cursor[:wanted], times[:wanted], keys[:wanted], scores[:wanted]
+        chars = np.zeros((wanted, TTY_ROWS, TTY_COLUMNS), np.uint8)
+        colors = np.zeros((wanted, TTY_ROWS, TTY_COLUMNS), np.int8)
+        cursor, times = np.zeros((wanted, 2), np.int16), np.zeros(wanted, np.int64)
+        keys, scores = np.zeros(wanted, np.uint8), np.zeros(wanted, np.int32)
+        got = wanted - int(self._converter.convert(chars, colors, cursor, times, keys, scores))
+        if not got:
+            return None
+        return TtyChunk(
+            chars[:got], colors[:got], cursor[:got].astype(np.uint8), keys[:got], scores[:got], np.ones(got, np.bool_)
         )
-        got = wanted - left
-        if left:
-            self._total = self.ready + got
-            self.problem = self.problem or f"NLE's converter stops after frame {self._total}"
-        if got:
-            self._store.append(self._chars[:got], self._colors[:got], cursor[:got])
-            self._keys.append(keys[:got])
-            self._scores.append(scores[:got])
-        return bool(got > 0)
-
-    def _reach(self, index: int) -> None:
-        if not 0 <= index < self._total:
-            raise IndexError(f"frame {index} of {self._total}")
-        while self.ready <= index and self.read_ahead():
-            pass
-
-    def screen(self, index: int) -> Screen:
-        """Return frame `index`."""
-        self._reach(index)
-        return self._store.screen(index)
-
-    def key(self, index: int) -> int | None:
-        """Return the key that was sent in answer to frame `index`, None where keys are not recorded."""
-        if not self.has_keys:
-            return None
-        self._reach(index)
-        return int(self._keys[index // BLOCK][index % BLOCK])
-
-    def score(self, index: int) -> int | None:
-        """Return the score in the game at frame `index`, None where it is not recorded."""
-        if not self.has_scores:
-            return None
-        self._reach(index)
-        return int(self._scores[index // BLOCK][index % BLOCK])

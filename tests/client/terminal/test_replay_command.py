@@ -58,7 +58,7 @@ def test_a_folder_of_games_is_listed_and_one_is_chosen(recorded: Any, replay: Re
     ("arguments", "text"),
     [
         (["{missing}"], "no file"),
-        (["{file}#game"], "is for folders"),
+        (["{file}#game"], "has no game 'game'"),
         (["{file}", "--start", "500"], "--start is 0 to 499, not 500"),
         (["{file}", "--speed", "0"], "--speed is more than 0"),
         (["{text}"], "no whole frame"),

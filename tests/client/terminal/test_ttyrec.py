@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import bz2
+import dataclasses
 import gzip
 import struct
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from playserve.errors import BadSettingError, DataLossError, NotFoundError
 from playserve_client.nethack.tty import TtyChunk
 from playserve_client.terminal.frames import BLOCK, FrameStore
 from playserve_client.terminal.open import list_games, open_game, split_target
-from playserve_client.terminal.recording import ChunkRecording, best_excerpt, to_chunk
+from playserve_client.terminal.recording import ChunkRecording, ReplayedRecording, best_excerpt, to_chunk
 
 pytest.importorskip("nle")
 
@@ -194,6 +195,36 @@ def test_games_of_shards(recorded: Any, tmp_path: Path) -> None:
         np.testing.assert_array_equal(screen.colors, recorded.truth.colors[step])
         assert recording.key(step) == recorded.truth.keys[step]
         assert recording.score(step) == 0
+
+
+def test_games_of_keys_are_played_again() -> None:
+    pytest.importorskip("pyarrow")
+    from playserve_client.nethack.games import read_games
+    from playserve_client.nethack.replay import replay_game
+
+    path, name = split_target("expert#20001")
+    (game,) = (game for game in read_games(path) if game.name.endswith(name))
+    recording = open_game(path, name)
+    assert (len(recording), recording.name) == (game.steps, game.name)
+    chunks = replay_game(game, chunk=300)
+    truth = next(chunks)
+    chunks.close()
+    for step in (299, 0, 128, 127):
+        np.testing.assert_array_equal(recording.screen(step).chars, truth.chars[step])
+        assert (recording.key(step), recording.score(step)) == (truth.keys[step], truth.scores[step])
+
+
+def test_a_game_that_does_not_come_out_as_recorded_is_damaged() -> None:
+    pytest.importorskip("pyarrow")
+    from playserve_client.nethack.games import carried_games, read_games
+
+    game = read_games(carried_games())[0]
+    recording = ReplayedRecording(dataclasses.replace(game, keys=game.keys[:200], steps=200, score=-1))
+    assert recording.key(127) == game.keys[127]
+    with pytest.raises(IndexError):
+        recording.screen(199)
+    assert len(recording) == 128
+    assert "score" in recording.problem
 
 
 def test_a_chunk_is_a_recording_and_back(recorded: Any) -> None:
