@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import grpc
 import numpy as np
 import pytest
 from twins import client, opened, settle
 
+from playserve.cli import main
 from playserve.errors import BadSettingError, ServerUnavailableError
 from playserve.testing import FakePolicyServer
 from playserve_client import TlsConfig
+from playserve_client.commands import policies, rollout
+from playserve_client.commands.dialing import tls_of
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
 
@@ -123,6 +128,31 @@ async def test_a_session_moves_between_servers_with_tls(kind: str, here: Pair) -
             first.move_session(session.session_id, second)
             assert await settle(session.step(FRAME)) == 2
             assert session.address == second.address
+
+
+def test_commands_dial_with_tls(here: Pair, named: Pair, capsys: pytest.CaptureFixture[str]) -> None:
+    with serve(named) as server:
+        command = ["policies", "--server", server.address, "--tls-ca", str(named.certificate)]
+        assert main([*command, "--tls-server-name", NAME]) == 0
+        assert "two" in capsys.readouterr().out
+        assert main(["policies", "--server", server.address, "--tls-ca", str(here.certificate)]) != 0
+
+
+@pytest.mark.parametrize("command", [policies, rollout])
+def test_the_flags_of_tls(command: ModuleType, here: Pair) -> None:
+    parser = argparse.ArgumentParser()
+    command.configure(parser)
+
+    def tls(*arguments: str) -> object:
+        return tls_of(parser.parse_args(arguments))
+
+    assert tls() is False
+    assert tls("--tls") is True
+    assert tls("--tls-server-name", NAME) == TlsConfig(server_name=NAME)
+    flags = ("--tls-ca", "a.pem", "--tls-cert", "b.pem", "--tls-key", "b.key")
+    assert tls("--tls", *flags) == TlsConfig(
+        root_certificates=Path("a.pem"), certificate=Path("b.pem"), private_key=Path("b.key")
+    )
 
 
 def test_files_that_cannot_serve_are_named(tmp_path: Path, here: Pair) -> None:

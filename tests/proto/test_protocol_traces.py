@@ -22,6 +22,7 @@ from playserve.testing import FakePolicy, FakePolicyServer
 from playserve.v1 import admin_service_pb2, policy_service_pb2, state_transfer_service_pb2, types_pb2
 from playserve.v1 import policy_service_pb2 as ps
 from playserve.v1.policy_service_pb2_grpc import PolicyServiceStub
+from playserve_client.channels import POLICY_KEY, ROUTE_KEY
 
 REPOSITORY = Path(__file__).parents[2]
 DOC = (REPOSITORY / "docs" / "protocol.md").read_text()
@@ -92,6 +93,10 @@ BROKEN = [
     ("handoff", "<sha256 of 4500 bytes>", "<sha256 of 4501 bytes>", "DATA_LOSS"),
     ("handoff", 'state_layout: "9c0b" state_bytes: 4500', 'state_layout: "9c0c" state_bytes: 4500', "layout"),
     ("handoff", 'moved { address: "replica-b:50051"', 'moved { address: "replica-c:50051"', "another place"),
+    ("handoff", 'again < moved { address: "replica-b', 'again < moved { address: "replica-c', "another place"),
+    ("handoff", 'token: "another secret of B" }\nagain x', 'token: "no secret" }\nagain x', "no transfer was"),
+    ("handoff", 'again > open { resume_token: "another', 'again > open { resume_token: "no', "SESSION_NOT_FOUND"),
+    ("handoff", "lost x UNAVAILABLE\n", "", "cannot be resumed"),
     ("handoff", "commit { last_seq: 2", "commit { last_seq: 1", "last_seq is not the transfer's"),
     ("triton", "<i32 1 7 4>", "<i32 1 7 1>", "each appears once"),
     ("triton", "<bool 0 1>\n  raw_input_contents: <i64 3 -1>", "<bool 0 0>\n  raw_input_contents: <i64 3 -1>", "reset"),
@@ -183,6 +188,7 @@ FOREIGN = {
     "idle_timeout", "timeout", "retry_policy", "http2_protocol_options", "connection_keepalive", "interval",
     "grpc_read_timeout", "grpc_send_timeout", "client_body_timeout", "send_timeout", "client_max_body_size",
     "keepalive_time", "keepalive_requests", "grpc_next_upstream", "off", "terminationGracePeriodSeconds", "x",
+    "upstream", POLICY_KEY, ROUTE_KEY,
 }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from playserve.errors import BadSettingError
+from playserve_client.commands.dialing import add_tls_arguments, tls_of
 
 if TYPE_CHECKING:
     from playserve_client.evaluate.families import Choice
@@ -80,7 +81,7 @@ def _add_options(parser: argparse.ArgumentParser, *, top: bool) -> None:
     )
     add("--reconnect-s", default=60.0, type=float, help="how long the server may be away (default 60)")
     add("--codec", default="raw", choices=["raw", "lz4"], help="packing of observations (default raw)")
-    add("--tls", default=False, action="store_true", help="dial with TLS; the key is read from PLAYSERVE_API_KEY")
+    add_tls_arguments(add)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -104,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
         reconnect_s=args.reconnect_s,
         record=args.record,
         api_key=os.environ.get("PLAYSERVE_API_KEY"),
-        tls=args.tls,
+        tls=tls_of(args),
         codecs=(Codec.LZ4,) if args.codec == "lz4" else (),
         notes=choice.notes,
         knowledge=choice.knowledge,

@@ -12,6 +12,7 @@ from typing import Any
 
 from playserve.settings import Sampling, SamplingMode
 from playserve.specs import Codec, PolicySpec
+from playserve_client.channels import Tls
 from playserve_client.client import PolicyClient
 from playserve_client.evaluate.driver import Callbacks, Driver, PhaseReport, Tags
 from playserve_client.evaluate.families.base import AGENTS, Recordings
@@ -42,7 +43,7 @@ class RunOptions:
         reconnect_s: How long the server may be away.
         record: Episodes to film.
         api_key: Key of the server, if it wants one.
-        tls: Whether to dial with TLS.
+        tls: Whether, and how, to dial with TLS.
         codecs: Packings to offer.
         notes: Lines for the report.
         knowledge: Content of the file that baselines draw from; the settings hold its digest.
@@ -56,7 +57,7 @@ class RunOptions:
     reconnect_s: float = 60.0
     record: int = 0
     api_key: str | None = None
-    tls: bool = False
+    tls: Tls = False
     codecs: tuple[Codec, ...] = ()
     notes: tuple[str, ...] = ()
     knowledge: bytes = b""

@@ -875,7 +875,9 @@ global___StepError = StepError
 
 @typing.final
 class Moved(google.protobuf.message.Message):
-    """The session was handed to another server."""
+    """The session was handed to another server. Comes last; or alone, instead of Opened, where a session that was handed on
+    is to be resumed with its old token.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

@@ -130,6 +130,9 @@ class PlayJudge:
         kind = message.WhichOneof("message")
         demand(self._opening is not None, f"{kind} before open")
         demand(not self._moved, f"{kind} after moved")
+        if self._session is None and kind == "moved":
+            self._down_sent_on(message.moved)
+            return
         if self._session is None:
             demand(kind == "opened", f"the first answer is {kind}, not opened")
             self._down_opened(message.opened)
@@ -153,6 +156,19 @@ class PlayJudge:
         else:
             demand(kind in ("result", "error"), f"{kind} came again")
             getattr(self, f"_down_{kind}")(session, getattr(message, str(kind)))
+
+    def _down_sent_on(self, moved: ps.Moved) -> None:
+        """Take `Moved` instead of `Opened`."""
+        assert self._opening is not None
+        session = self._scene.sessions.get(self._opening.resume_token)
+        demand(session is not None, "no session has that token (SESSION_NOT_FOUND)")
+        demand(not session.over and not session.attached, "the session cannot be resumed")
+        committed = self._scene.committed.get(moved.resume_token)
+        demand(committed is not None, "moved to where no transfer was committed")
+        assert committed is not None
+        demand(committed[:2] == (moved.address, session.opened.session_id), "moved to another place")
+        self._scene.sessions[moved.resume_token] = session
+        self._moved = True
 
     def _down_opened(self, opened: ps.Opened) -> None:
         assert self._opening is not None
@@ -280,7 +296,7 @@ class PlayJudge:
     def end(self, code: str, reason: str) -> None:
         """Take the end of the stream."""
         if self._session is None:
-            demand(code != "OK", "a stream ends with OK and was never open")
+            demand(code != "OK" or self._moved, "a stream ends with OK and was never open")
             return
         session = self._session
         session.attached = False
