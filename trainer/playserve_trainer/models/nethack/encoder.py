@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -32,6 +33,8 @@ _ROWS, _COLUMNS = 24, 80
 _CELLS = _ROWS * _COLUMNS
 _MAP = slice(1, 22)  # rows of the main screen; row 0 is the message, 22 and 23 are the status
 _COLORS = 16
+_CODES = 128 * _COLORS  # of (character, colour)
+_SPACE = 32
 _RADIUS = 4
 _CODE_SIZE = 16  # numbers that embed one cell of the crop
 _WORD_CODES = 8192
@@ -136,7 +139,7 @@ class _Crop(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         side = 2 * _RADIUS + 1
-        self.embed = nn.Embedding(128 * _COLORS, _CODE_SIZE)
+        self.embed = nn.Embedding(_CODES, _CODE_SIZE)
         self.linear = nn.Linear(side * side * _CODE_SIZE, width)
         nn.init.normal_(self.embed.weight, std=0.3)
 
@@ -167,38 +170,45 @@ class _Zones(nn.Module):
         self.num_kinds = len(_KINDS) + 1
         self.num_zones = (2 * len(_ROW_ZONES) - 1) * (2 * len(_COLUMN_ZONES) - 1)
         self.register_buffer("kinds", _kind_table(), persistent=False)
-        self.register_buffer("row_zones", _zone_table(_ROW_ZONES, _ROWS), persistent=False)
-        self.register_buffer("column_zones", _zone_table(_COLUMN_ZONES, _COLUMNS), persistent=False)
+        # The zone of a cell is the sum of its row's and its column's.
+        row_zones = _zone_table(_ROW_ZONES, _ROWS) * (2 * len(_COLUMN_ZONES) - 1)
+        self.register_buffer("row_zones", row_zones.to(torch.int16), persistent=False)
+        column_zones = _zone_table(_COLUMN_ZONES, _COLUMNS)
+        self.register_buffer("column_zones", column_zones.to(torch.int16), persistent=False)
         self.linear = nn.Linear(self.num_zones * self.num_kinds, width, bias=False)
 
     def counts(self, chars_NRC: Tensor, colors_NRC: Tensor, row_N: Tensor, column_N: Tensor) -> Tensor:
-        """Return counts int64 [N, Z * K]."""
-        num_columns = 2 * len(_COLUMN_ZONES) - 1
-        size = self.num_zones * self.num_kinds
-        # First zone of each row and column of the screen, as seen from the cursor.
+        """Return whole numbers [N, Z * K]."""
         rows = torch.arange(_MAP.start, _MAP.stop, device=chars_NRC.device)
         columns = torch.arange(_COLUMNS, device=chars_NRC.device)
-        row_NR = self.row_zones[rows - row_N.unsqueeze(1) + _ROWS] * (num_columns * self.num_kinds)
-        column_NC = self.column_zones[columns - column_N.unsqueeze(1) + _COLUMNS] * self.num_kinds
+        row_NR = self.row_zones[rows - row_N.unsqueeze(1) + _ROWS]
+        column_NC = self.column_zones[columns - column_N.unsqueeze(1) + _COLUMNS]
+        zone_NRC = row_NR.unsqueeze(2) + column_NC.unsqueeze(1)
         chars_NRC, colors_NRC = chars_NRC[:, _MAP], colors_NRC[:, _MAP]
         if chars_NRC.device.type == "cpu":
-            # Most of a screen is empty; only what is not is looked at.
-            flat = torch.from_numpy((chars_NRC.numpy() > 32).ravel().nonzero()[0])
-            cell_row, column = flat // _COLUMNS, flat % _COLUMNS
-            code = chars_NRC.flatten()[flat].long() * _COLORS + (colors_NRC.flatten()[flat] & (_COLORS - 1))
-            frame = cell_row // (_MAP.stop - _MAP.start)
-            bins = row_NR.flatten()[cell_row] + column_NC.flatten()[frame * _COLUMNS + column]
-            bins += self.kinds[code & 2047] + frame * size
-            return torch.bincount(bins, minlength=len(row_N) * size).view(-1, size)
+            return self._counts_of_filled(chars_NRC, colors_NRC, zone_NRC)
         # Elsewhere no shape may depend on the data.
-        code_NC = chars_NRC.long() * _COLORS + (colors_NRC & (_COLORS - 1))
-        bins_NRC = row_NR.unsqueeze(2) + column_NC.unsqueeze(1) + self.kinds[code_NC & 2047]
-        counts = torch.zeros(len(row_N), size, dtype=torch.int64, device=chars_NRC.device)
-        return counts.scatter_add_(1, bins_NRC.flatten(1), (chars_NRC > 32).long().flatten(1))
+        code_NRC = chars_NRC.long() * _COLORS + (colors_NRC & (_COLORS - 1))
+        bins_NRC = zone_NRC.long() * self.num_kinds + self.kinds[code_NRC & (_CODES - 1)]
+        counts = torch.zeros(len(row_N), self.num_zones * self.num_kinds, device=chars_NRC.device)
+        return counts.scatter_add_(1, bins_NRC.flatten(1), (chars_NRC > _SPACE).float().flatten(1))
+
+    def _counts_of_filled(self, chars_NRC: Tensor, colors_NRC: Tensor, zone_NRC: Tensor) -> Tensor:
+        """Count on a CPU: most of a screen is empty, and only what is not is looked at."""
+        chars, colors, zones = chars_NRC.numpy().ravel(), colors_NRC.numpy().ravel(), zone_NRC.numpy().ravel()
+        filled = np.flatnonzero(chars > _SPACE)
+        cells = chars_NRC[0].numel()
+        size = self.num_zones * self.num_kinds
+        code = (chars[filled].astype(np.int16) * _COLORS + (colors[filled] & (_COLORS - 1))) & (_CODES - 1)
+        ends = np.searchsorted(filled, np.arange(1, len(chars_NRC) + 1) * cells)
+        frame = np.repeat(np.arange(len(chars_NRC), dtype=np.int64) * size, np.diff(ends, prepend=0))
+        frame += zones[filled] * np.int16(self.num_kinds)
+        frame += self.kinds.numpy()[code]
+        return torch.from_numpy(np.bincount(frame, minlength=len(chars_NRC) * size)).view(-1, size)
 
     def forward(self, chars_NRC: Tensor, colors_NRC: Tensor, row_N: Tensor, column_N: Tensor) -> Tensor:
         counts = self.counts(chars_NRC, colors_NRC, row_N, column_N)
-        vectors_ND: Tensor = self.linear(counts.to(self.linear.weight.dtype).sqrt())
+        vectors_ND: Tensor = self.linear(counts.sqrt().to(self.linear.weight.dtype))
         return vectors_ND
 
 
@@ -224,7 +234,7 @@ _KINDS: tuple[tuple[str, tuple[int, ...] | None], ...] = (
 
 
 def _kind_table() -> Tensor:
-    table = torch.zeros(128 * _COLORS, dtype=torch.int64)
+    table = torch.zeros(_CODES, dtype=torch.int64)
     for kind, (characters, colors) in reversed(list(enumerate(_KINDS, start=1))):
         for character in characters:
             for color in range(_COLORS) if colors is None else colors:
