@@ -25,7 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "game",
         metavar="FILE",
-        help="a ttyrec file; or a folder of ttyrecs or shards, a file of keys, or the word 'expert' (the games that come "
+        help="a ttyrec file; or a folder of ttyrecs or shards, a file of keys, or 'expert' (the games that come "
         "with playserve): these list their games, and FILE#GAME is one of them",
     )
     parser.add_argument("--speed", type=float, default=10.0, help="steps a second at the start (default %(default)g)")
