@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from playserve.specs import DiscreteActionSpec, PolicySpec, TensorSpec
 from playserve_trainer.models.policy import ForwardOutput, Memory, Policy, Sampler, StateTensor, StepOutput
 
-__all__ = ["CostlyPolicy", "TrivialPolicy", "costly", "recurrent", "trivial"]
+__all__ = ["CostlyPolicy", "TrivialPolicy", "costly", "nethack", "recurrent", "trivial"]
 
 _ACTIONS = 18
 
@@ -88,3 +88,11 @@ def costly() -> Policy:
     """Return a policy whose batches of 64 take milliseconds."""
     torch.manual_seed(0)
     return CostlyPolicy().eval()
+
+
+def nethack() -> Policy:
+    """Return an LSTM of the `nethack` family with about a million parameters; untrained, it plays like chance."""
+    from playserve_trainer.models.nethack import NetHackConfig, NetHackPolicy
+
+    torch.manual_seed(0)
+    return NetHackPolicy(NetHackConfig(width=48)).eval()

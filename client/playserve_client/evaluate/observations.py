@@ -133,6 +133,8 @@ class SharedRows:
         self.arrays: dict[str, NDArray[Any]] = {}
         for name, (offset, dtype, shape) in _layout(spec, rows)[0].items():
             self.arrays[name] = np.ndarray((rows, *shape), dtype, memory.buf, offset)
+        # A view of each row is made once: it costs more than copying what a row holds.
+        self._views = [[(name, array[row, ...]) for name, array in self.arrays.items()] for row in range(rows)]
 
     @classmethod
     def create(cls, spec: EnvSpec, rows: int) -> SharedRows:
@@ -151,11 +153,11 @@ class SharedRows:
 
     def write(self, row: int, observation: Any) -> None:
         """Copy one observation into its row."""
-        if isinstance(observation, Mapping):
-            for name, array in self.arrays.items():
-                array[row] = observation[name]
+        if type(observation) is dict or isinstance(observation, Mapping):
+            for name, view in self._views[row]:
+                view[...] = observation[name]
         else:
-            self.arrays[""][row] = observation
+            self._views[row][0][1][...] = observation
 
     def read(self, name: str, rows: Sequence[int] | NDArray[np.int64]) -> NDArray[Any]:
         """Return a copy of some rows of one observation, [n, *shape]."""
@@ -164,6 +166,7 @@ class SharedRows:
     def close(self, *, destroy: bool = False) -> None:
         """Let go of the memory; the parent also destroys it."""
         self.arrays.clear()
+        self._views.clear()
         with contextlib.suppress(BufferError):
             self._memory.close()
         if destroy:
