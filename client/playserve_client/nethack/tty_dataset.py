@@ -227,14 +227,17 @@ class TtyDataset:
             for entry in shard.games:
                 found.setdefault(f"{entry.meta.source}/{entry.meta.name}/{entry.sha256}", (shard, entry))
         self.duplicates = sum(len(shard.games) for shard in shards) - len(found)
-        self._where = [found[name] for name in sorted(found, key=lambda name: _order(found[name][1]))]
-        self.games: tuple[GameMeta, ...] = tuple(entry.meta for _, entry in self._where)
-        self.lengths: NDArray[np.int64] = np.array([entry.frames for _, entry in self._where], np.int64)
-        digests = "".join(f"{entry.meta.name} {entry.sha256}\n" for _, entry in self._where)
-        self.digest = hashlib.sha256(digests.encode()).hexdigest()
+        self._take([found[name] for name in sorted(found, key=lambda name: _order(found[name][1]))])
         self.unfinished = len(list(directory.glob(f"{SHARD_PREFIX}*{PART_SUFFIX}")))
         self.provenance: Mapping[str, Any] = {shard.path.name: shard.header for shard in shards}
+
+    def _take(self, where: Sequence[tuple[_Shard, GameEntry]]) -> None:
+        self._where = tuple(where)
         self._open: dict[int, _Game] = {}
+        self.games: tuple[GameMeta, ...] = tuple(entry.meta for _, entry in where)
+        self.lengths: NDArray[np.int64] = np.array([entry.frames for _, entry in where], np.int64)
+        digests = "".join(f"{entry.meta.name} {entry.sha256}\n" for _, entry in where)
+        self.digest = hashlib.sha256(digests.encode()).hexdigest()
 
     @classmethod
     def open(cls, directory: Path) -> TtyDataset:
@@ -304,9 +307,7 @@ class TtyDataset:
     def subset(self, games: Sequence[int] | NDArray[np.int64]) -> TtyDataset:
         """Return the dataset of some of the games, in the order given."""
         other = TtyDataset(self.directory, self._shards, self.damaged)
-        other._where = [self._where[int(game)] for game in games]
-        other.games = tuple(entry.meta for _, entry in other._where)
-        other.lengths = np.array([entry.frames for _, entry in other._where], np.int64)
+        other._take([self._where[int(game)] for game in games])
         return other
 
     def keys(self, game: int) -> NDArray[np.uint8]:

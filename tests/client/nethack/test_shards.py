@@ -114,6 +114,7 @@ def test_order_and_digest_do_not_depend_on_who_wrote_when(tmp_path: Path, drawn:
     assert len(list((tmp_path / "two").glob("shard-*"))) == 4
     drawn.equal(two.read(3), games[3])
     assert [meta.seed for meta in two.subset([4, 1]).games] == [4, 1]
+    assert two.subset([4, 1]).digest == one.subset([4, 1]).digest != one.digest
     drawn.equal(two.subset([4, 1]).read(1), games[1])
 
 
