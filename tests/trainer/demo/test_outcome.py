@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -5,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from playserve.errors import DataLossError, NotFoundError
-from playserve_trainer.demo.outcome import is_played, is_recorded, is_trained, read_outcome, read_outcomes
+from playserve_trainer.demo.outcome import is_played, is_trained, read_outcome, read_outcomes
 from playserve_trainer.demo.plan import DemoPlan
+from playserve_trainer.demo.recorded import is_recorded
+from playserve_trainer.demo.table import verdict_line
 
 Finished = Callable[..., tuple[DemoPlan, Path]]
 
@@ -66,3 +69,26 @@ def test_whole_stages_are_told_from_broken_ones(finished: Finished) -> None:
     (rollout / "results.json").write_text("{")
     assert not is_played(rollout)
     assert not is_trained(out / "nowhere", out / "store")
+
+
+@pytest.mark.parametrize(
+    ("mean", "low", "met", "words"),
+    [
+        (150.0, 40.0, True, "goal met: mean 150"),
+        (150.0, -3.0, False, "is not surely above the best baseline"),
+        (90.0, 40.0, False, "is below the goal of 100"),
+    ],
+)
+def test_a_goal_may_ask_for_more_than_the_best_baseline(
+    finished: Finished, mean: float, low: float, met: bool, words: str
+) -> None:
+    plan, out = finished(breakout=mean)
+    game = dataclasses.replace(plan.games[1], goal=100.0, beats_baselines=True)
+    above = {"row": "sample-s0", "baseline": "walk", "difference": 118.0, "interval": {"low": low, "high": 180.0}}
+    change(out / "rollout" / "breakout" / "results.json", versus_best_baseline=[above])
+    verdict = read_outcome(game, out).judge()
+    assert verdict["met"] is met
+    assert words in verdict_line(verdict)
+    assert "above the best baseline (walk)" in verdict_line(verdict)
+    change(out / "rollout" / "breakout" / "results.json", versus_best_baseline=[])
+    assert read_outcome(game, out).judge()["met"] is False, "nothing to compare with is no victory"

@@ -26,7 +26,7 @@ def test_finished_stages_are_kept_and_the_page_is_made_anew(finished: Finished) 
         status, text = run(plan, out)
         assert status == 0
         assert text.count(": kept") == 6
-        assert "breakout: goal met: mean 15, 95% interval 13.5 to 16.5" in text
+        assert "Breakout: goal met: mean 15, 95% interval 13.5 to 16.5" in text
         assert "sampled: temperature 1" in text
     record = json.loads((out / "demo.json").read_text())
     assert record["goals_met"] is True
@@ -38,7 +38,7 @@ def test_a_missed_goal_is_said_and_is_status_1_after_the_page(finished: Finished
     plan, out = finished(breakout=9.0)
     status, text = run(plan, out)
     assert status == 1
-    assert "breakout: GOAL MISSED: mean 9, 95% interval 8.10 to 9.90, 24 episodes, is below the goal of 10" in text
+    assert "Breakout: GOAL MISSED: mean 9, 95% interval 8.10 to 9.90, 24 episodes, is below the goal of 10" in text
     assert "GOAL MISSED" in (out / "index.html").read_text(encoding="utf-8")
     assert json.loads((out / "demo.json").read_text())["goals_met"] is False
 

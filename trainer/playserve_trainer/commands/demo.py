@@ -9,7 +9,7 @@ from typing import Any
 
 __all__ = ["SUMMARY", "configure", "run"]
 
-SUMMARY = "Record, train, publish, serve and play Breakout and Freeway; write a page of the results."
+SUMMARY = "Train, publish, serve and play Freeway, Breakout and NetHack agents; write a page of the results."
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -18,8 +18,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, default=Path("runs/demo"), help="folder of everything; the same command goes on there "
         "(default %(default)s)")  # fmt: skip
     add("--fresh", action="store_true", help="throw away what an earlier demo left in --out")
-    add("--quick", action="store_true", help="a minute instead of eight: every part runs, but nothing is learnt")
-    add("--game", action="append", choices=["freeway", "breakout"], help="only this game (repeatable)")
+    add("--quick", action="store_true", help="a minute instead of fourteen: every part runs, but nothing is learnt")
+    add("--game", action="append", choices=["freeway", "breakout", "nethack"], help="only this game (repeatable)")
 
 
 def run(args: argparse.Namespace) -> int:

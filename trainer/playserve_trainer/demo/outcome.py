@@ -10,20 +10,10 @@ from typing import Any
 
 from playserve.errors import DataLossError, NotFoundError
 from playserve_trainer.demo.plan import DemoPlan, GamePlan
+from playserve_trainer.demo.recorded import describe_recorded
+from playserve_trainer.demo.steps import data_folder
 
-__all__ = [
-    "AGENT_ROW",
-    "Curve",
-    "GameOutcome",
-    "is_played",
-    "is_recorded",
-    "is_trained",
-    "read_outcome",
-    "read_outcomes",
-]
-
-#: The row that the goals are about.
-AGENT_ROW = "sample-s0"
+__all__ = ["Curve", "GameOutcome", "is_played", "is_trained", "read_outcome", "read_outcomes"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +37,7 @@ class GameOutcome:
 
     Attributes:
         plan: What was wanted.
-        recording: summary.json of the recording.
+        recorded: What the agent learnt from, for people.
         summary: summary.json of the training.
         manifest: manifest.json of the published checkpoint.
         results: results.json of the rollout.
@@ -55,10 +45,11 @@ class GameOutcome:
         held_out: Evaluations on held-out episodes.
         video: What the film shows, or None.
         film: Its bytes (GIF), or None.
+        ttyrec: The recording of the agent's best recorded game of NetHack, or None.
     """
 
     plan: GamePlan
-    recording: Mapping[str, Any]
+    recorded: str
     summary: Mapping[str, Any]
     manifest: Mapping[str, Any]
     results: Mapping[str, Any]
@@ -66,6 +57,7 @@ class GameOutcome:
     held_out: Curve
     video: Mapping[str, Any] | None
     film: bytes | None
+    ttyrec: Path | None = None
 
     @property
     def rows(self) -> Sequence[Mapping[str, Any]]:
@@ -91,20 +83,29 @@ class GameOutcome:
 
     def judge(self) -> dict[str, Any]:
         """Return mean, interval and goal of the agent as a JSON value; `met` is None where no goal was set."""
-        row = self.row(AGENT_ROW) or {}
-        mean, interval, goal = row.get("mean"), row.get("mean_interval"), self.plan.goal
+        key, goal = self.plan.agent_row, self.plan.goal
+        row = self.row(key) or {}
+        mean, interval = row.get("mean"), row.get("mean_interval")
         low = interval["low"] if interval else None
+        above = self._above_baselines(key) if self.plan.beats_baselines else None
+        beats = above is not None and above["interval"] is not None and above["interval"]["low"] > 0
+        met = mean is not None and goal is not None and mean >= goal and (beats or not self.plan.beats_baselines)
         return {
             "game": self.plan.game,
-            "row": AGENT_ROW,
+            "row": key,
             "episodes": row.get("episodes", 0),
             "mean": mean,
             "interval": interval,
             "goal": goal,
             "goal_note": self.plan.goal_note,
-            "met": None if goal is None else mean is not None and mean >= goal,
+            "met": None if goal is None else met,
             "lower_bound_met": None if goal is None else low is not None and low >= goal,
+            "above_best_baseline": above,
         }
+
+    def _above_baselines(self, key: str) -> Mapping[str, Any] | None:
+        """Return how far the agent is above the best baseline: its row, the difference, and its interval."""
+        return next((item for item in self.results.get("versus_best_baseline", []) if item["row"] == key), None)
 
 
 def read_outcomes(plan: DemoPlan, out: Path) -> list[GameOutcome]:
@@ -126,7 +127,7 @@ def read_outcome(game: GamePlan, out: Path) -> GameOutcome:
     film = rollout / video["path"] if video else None
     return GameOutcome(
         plan=game,
-        recording=_read(out / "data" / "atari" / game.game / "summary.json"),
+        recorded=describe_recorded(game, data_folder(game, out)),
         summary=summary,
         manifest=_read(_published(summary, out / "store")),
         results=results,
@@ -134,13 +135,13 @@ def read_outcome(game: GamePlan, out: Path) -> GameOutcome:
         held_out=held_out,
         video=video,
         film=film.read_bytes() if film is not None and film.exists() else None,
+        ttyrec=_best_recording(results, rollout),
     )
 
 
-def is_recorded(game: GamePlan, folder: Path) -> bool:
-    """Return whether the recording in `folder` is whole."""
-    summary = _read_or_none(folder / "summary.json")
-    return summary is not None and not summary["interrupted"] and summary["frames"] >= game.steps
+def _best_recording(results: Mapping[str, Any], rollout: Path) -> Path | None:
+    recordings = results.get("recordings") or []
+    return rollout / max(recordings, key=lambda item: item["score"])["path"] if recordings else None
 
 
 def is_trained(folder: Path, store: Path) -> bool:

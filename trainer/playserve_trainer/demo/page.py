@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from typing import Any
 
 from playserve_trainer.demo.charts import curve_chart, score_chart, time_chart
-from playserve_trainer.demo.film import still_of
 from playserve_trainer.demo.outcome import GameOutcome
+from playserve_trainer.demo.replays import policy_of_scripts, render_replay
 from playserve_trainer.demo.table import duration, number, protocol_lines, verdict_line
 
 __all__ = ["render_page"]
 
 _COLUMNS = ("player", "stickiness", "episodes", "mean", "95% interval", "median", "10% to 90%", "steps", "cut")
+# Frontier of the released results, 6ND; scaling.md section 1.4 of the project's references.
+_TUYLS = (
+    "Tuyls et al. 2023 (human monk, compute-optimal, about 1,000 games a point): mean return 43 at 1e14 FLOPs, 228 at "
+    "5e14, 476 at 1e15"
+)
 _INTERVAL_NOTE = "95% percentile bootstrap of the mean over episodes"
 
 
@@ -27,7 +31,7 @@ def render_page(outcomes: Sequence[GameOutcome], log: Mapping[str, Any]) -> str:
         log: The JSON value of demo.json, with its outcome.
     """
     css = files(__package__).joinpath("page.css").read_text(encoding="utf-8")
-    games = " and ".join(outcome.plan.game.capitalize() for outcome in outcomes)
+    games = _listed([outcome.plan.title for outcome in outcomes])
     body = "".join((
         _header(outcomes, log, games),
         "<main>",
@@ -43,10 +47,14 @@ def render_page(outcomes: Sequence[GameOutcome], log: Mapping[str, Any]) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         # Nothing may be fetched, whatever should ever get into the page.
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
-        "style-src 'unsafe-inline'\">\n"
+        f"style-src 'unsafe-inline'{policy_of_scripts(outcomes)}\">\n"
         f"<title>playserve demo: {escape(games)}</title>\n<style>\n{css}</style>\n</head>\n"
         f"<body>\n{body}</body>\n</html>\n"
     )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
 def _header(outcomes: Sequence[GameOutcome], log: Mapping[str, Any], games: str) -> str:
@@ -70,7 +78,7 @@ def _tile(outcome: GameOutcome) -> str:
     interval = verdict["interval"]
     bounds = f"95% interval {number(interval['low'])} to {number(interval['high'])}, " if interval else ""
     return (
-        f'<li><div class="name">{escape(outcome.plan.game.capitalize())}, agent\'s mean score</div>'
+        f'<li><div class="name">{escape(outcome.plan.title)}, agent\'s mean score</div>'
         f'<div class="big">{number(verdict["mean"])}</div>'
         f'<div class="small">{bounds}{verdict["episodes"]} episodes</div>'
         f'<div class="state">{_badge(verdict)}</div></li>'
@@ -85,7 +93,7 @@ def _badge(verdict: Mapping[str, Any]) -> str:
 
 
 def _game_section(outcome: GameOutcome) -> str:
-    game, name = escape(outcome.plan.game), escape(outcome.plan.game.capitalize())
+    game, name = escape(outcome.plan.game), escape(outcome.plan.title)
     values = sorted({row["stickiness"] for row in outcome.rows}, key=lambda value: -1 if value is None else value)
     charts = "".join(
         f'<figure class="card"><h3>{_sticky_title(value)}</h3>{score_chart(outcome, value)}'
@@ -95,7 +103,7 @@ def _game_section(outcome: GameOutcome) -> str:
     return (
         f'<section aria-labelledby="{game}"><div class="heading"><h2 id="{game}">{name}</h2>{_badge(outcome.judge())}'
         f"</div><p>{escape(_sentence(verdict_line(outcome.judge())))}</p>"
-        f'<div class="game">{_replay(outcome)}{charts}{_curves(outcome)}{_facts(outcome)}</div>'
+        f'<div class="game">{render_replay(outcome)}{charts}{_curves(outcome)}{_facts(outcome)}</div>'
         f"<details><summary>All numbers of {name}</summary>{_score_table(outcome)}</details></section>"
     )
 
@@ -110,31 +118,6 @@ def _sticky_title(value: float | None) -> str:
     return f"Scores, stickiness {value:g}" + ("" if value else " (as trained)")
 
 
-def _replay(outcome: GameOutcome) -> str:
-    video, game = outcome.video, escape(outcome.plan.game)
-    if video is None or outcome.film is None:
-        return '<figure class="card"><h3>Replay</h3><p>No game was filmed.</p></figure>'
-    cut = f", its first {video['shown_steps']:,} of {video['steps']:,} steps" if _is_cut(video) else ""
-    alt = f"Replay of a game of {game} by the agent that ends with {number(video['score'])} points"
-    return (
-        f'<figure class="card replay"><h3>Best game of the agent: {number(video["score"])} points</h3>'
-        f'<img class="still" alt="First picture. {alt}" src="{_data_uri(still_of(outcome.film))}">'
-        f'<img class="moving" alt="{alt}" src="{_data_uri(outcome.film)}">'
-        '<label class="control"><input type="checkbox"><span class="pause">Pause the replay</span>'
-        '<span class="play">Play the replay</span></label>'
-        f"<figcaption>Episode {video['number']} of {escape(video['row'])}{cut}, {video['seconds']:.0f} seconds, played "
-        "again from its seed and its actions.</figcaption></figure>"
-    )
-
-
-def _is_cut(video: Mapping[str, Any]) -> bool:
-    return bool(video["shown_steps"] < video["steps"])
-
-
-def _data_uri(film: bytes) -> str:
-    return f"data:image/gif;base64,{base64.b64encode(film).decode()}"
-
-
 def _curves(outcome: GameOutcome) -> str:
     game, held_out, learning = outcome.plan.game, outcome.held_out, outcome.learning
     loss = curve_chart(f"Loss of {game}", learning, held_out, lambda curve: curve.loss, percent=False)
@@ -147,7 +130,7 @@ def _curves(outcome: GameOutcome) -> str:
 
 
 def _facts(outcome: GameOutcome) -> str:
-    summary, manifest, recording = outcome.summary, outcome.manifest, outcome.recording
+    summary, manifest = outcome.summary, outcome.manifest
     data, config = summary["data"], summary["config"]
     speed = summary["samples_per_s"]
     model = ", ".join(f"{key} {value}" for key, value in config["model"].items())
@@ -159,8 +142,7 @@ def _facts(outcome: GameOutcome) -> str:
         ("counted", summary["flops_convention"]),
         ("training", f"{summary['elapsed_s']:.0f} s" + (f", {speed:,.0f} frames/s" if speed else "")
          + f", {summary['precision']}, {summary['threads']} threads, seed {config['seed']}"),
-        ("recorded", f"{data['episodes']} episodes, {recording['frames']:,} steps, expert's mean "
-         f"{number(recording['score_mean'])} with noise {recording['settings']['epsilon']:g}"),
+        ("expert's games", outcome.recorded),
         ("held out", f"{data['held_out_episodes']} episodes, {data['held_out_samples']:,} steps"),
         ("data digest", manifest["data_digest"]),
         ("weights digest", manifest["weights_sha256"]),
@@ -168,6 +150,8 @@ def _facts(outcome: GameOutcome) -> str:
         ("code", manifest["code_version"]),
         ("trained at", manifest["created_at"]),
     ]  # fmt: skip
+    if outcome.plan.family == "nethack":
+        facts.insert(4, ("for comparison", f"this run spent {summary['flops_6nd']:.2g} in 6ND; {_TUYLS}"))
     if data["damaged"]:
         facts.append(("damaged files", f"{len(data['damaged'])}, left out"))
     items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in facts)

@@ -14,10 +14,12 @@ from rich.markup import escape
 
 from playserve.errors import BadSettingError, ServerFault
 from playserve_trainer.demo.log import LOG_NAME, DemoLog, now
-from playserve_trainer.demo.outcome import GameOutcome, is_played, is_recorded, is_trained, read_outcomes
+from playserve_trainer.demo.outcome import GameOutcome, is_played, is_trained, read_outcomes
 from playserve_trainer.demo.page import render_page
-from playserve_trainer.demo.plan import DemoPlan, Step, playing, recording, serving, training
+from playserve_trainer.demo.plan import DemoPlan
 from playserve_trainer.demo.processes import run_command, serve, shown
+from playserve_trainer.demo.recorded import is_recorded
+from playserve_trainer.demo.steps import Step, playing, recording, serving, training
 from playserve_trainer.demo.table import clock, print_outcomes, print_times
 
 __all__ = ["PAGE_NAME", "run_demo"]

@@ -1,14 +1,13 @@
-"""What the demo does, decided before it does anything: its games, its time budgets, and the command of each stage."""
+"""What the demo does, decided before it does anything: its games, and how much time each gets."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-__all__ = ["FULL_PLAN", "QUICK_PLAN", "DemoPlan", "GamePlan", "Step", "playing", "recording", "serving", "training"]
+__all__ = ["FULL_PLAN", "QUICK_PLAN", "DemoPlan", "GamePlan"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,22 +15,27 @@ class GamePlan:
     """One game.
 
     Attributes:
-        game: Game in snake case.
-        goal: Mean score of the sampled agent at stickiness 0 that says "it plays"; None: nothing is judged.
+        game: Its name in folders and at the server, in snake case.
+        family: "atari", or "nethack", which has one game.
+        goal: Mean score of the sampled agent, in Atari at stickiness 0, that says "it plays"; None: nothing is judged.
         goal_note: What the goal is to be compared with, for people.
-        steps: Steps to record.
-        record_flags: More flags of the recording.
+        beats_baselines: Whether the 95% interval of (agent - best baseline) must lie above 0, too.
+        steps: Steps of expert games to learn from.
+        record_flags: More flags of the command that makes them.
         minutes: Minutes of training.
         train_flags: More flags of the training.
         episodes: Episodes of the sampled agent at each stickiness.
         argmax_episodes: Episodes of the agent without sampling at each stickiness.
         baseline_episodes: Episodes of each baseline at each stickiness.
+        recorded_games: Games of the agent that are filmed, or in NetHack recorded; the best is shown.
         play_flags: More flags of the rollout.
     """
 
     game: str
+    family: str = "atari"
     goal: float | None
     goal_note: str = ""
+    beats_baselines: bool = False
     steps: int
     record_flags: tuple[str, ...] = ()
     minutes: float
@@ -39,7 +43,18 @@ class GamePlan:
     episodes: int
     argmax_episodes: int
     baseline_episodes: int
+    recorded_games: int = 1
     play_flags: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """Return the name for people."""
+        return "NetHack" if self.family == "nethack" else self.game.replace("_", " ").capitalize()
+
+    @property
+    def agent_row(self) -> str:
+        """Return the row of the score table that the goal is about."""
+        return "sample-s0" if self.family == "atari" else "sample"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +84,7 @@ class DemoPlan:
         return {"name": self.name, "workers": self.workers, "games": games}
 
 
-# Sized for two cores and eight minutes. Training stops by the clock, so that a slower machine learns less instead of
+# Sized for two cores and fourteen minutes. Training stops by the clock, so that a slower machine learns less instead of
 # taking longer; the other stages are sized by their number of steps.
 FULL_PLAN = DemoPlan(
     name="full",
@@ -100,93 +115,57 @@ FULL_PLAN = DemoPlan(
             # Two players never end a game by themselves: "always NOOP", and an argmax that will not serve.
             play_flags=("--max-steps", "5000"),
         ),
+        GamePlan(
+            game="nethack",
+            family="nethack",
+            goal=100.0,
+            goal_note="keys drawn as the expert draws them score 32, its bigrams 24",
+            beats_baselines=True,
+            steps=2_000_000,
+            minutes=3.7,
+            train_flags=("--eval-every-steps", "200"),
+            episodes=64,
+            argmax_episodes=0,
+            baseline_episodes=64,
+            recorded_games=8,
+            play_flags=("--max-steps", "10000", "--envs", "64"),
+        ),
     ),
 )
 
-_QUICK_TRAINING = ("--width", "4", "--batch-size", "32", "--eval-every-steps", "5", "--eval-samples", "64")
+
+def _quick(game: str) -> GamePlan:
+    return GamePlan(
+        game=game,
+        goal=None,
+        steps=300,
+        record_flags=("--max-steps", "150"),
+        minutes=0.03,
+        train_flags=("--width", "4", "--batch-size", "32", "--eval-every-steps", "5", "--eval-samples", "64"),
+        episodes=2,
+        argmax_episodes=1,
+        baseline_episodes=2,
+        play_flags=("--max-steps", "150", "--envs", "2"),
+    )
+
 
 # Shows that every part works, in a minute; far too short to learn anything.
 QUICK_PLAN = DemoPlan(
     name="quick",
-    games=tuple(
+    games=(
+        _quick("freeway"),
+        _quick("breakout"),
         GamePlan(
-            game=game,
+            game="nethack",
+            family="nethack",
             goal=None,
-            steps=300,
-            record_flags=("--max-steps", "150"),
+            steps=42_000,  # two games: one to learn from, one held out
             minutes=0.03,
-            train_flags=_QUICK_TRAINING,
+            train_flags=("--width", "16", "--batch-size", "4", "--eval-every-steps", "5", "--eval-samples", "64"),
             episodes=2,
-            argmax_episodes=1,
+            argmax_episodes=0,
             baseline_episodes=2,
             play_flags=("--max-steps", "150", "--envs", "2"),
-        )
-        for game in ("freeway", "breakout")
+        ),
     ),
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """One command of the demo.
-
-    Attributes:
-        name: Name for programs, such as "train-breakout".
-        title: Name for people.
-        command: Arguments of ``playserve``.
-        out: Folder that it writes.
-        expected_s: Seconds that it may take on two cores, where that is known beforehand.
-    """
-
-    name: str
-    title: str
-    command: tuple[str, ...]
-    out: Path
-    expected_s: float | None = None
-
-
-def recording(plan: DemoPlan, game: GamePlan, out: Path) -> Step:
-    """Return the step that records `game` under the demo's folder `out`."""
-    command = ("data", "record", "atari", "--game", game.game, "--steps", f"{game.steps}", *game.record_flags,
-               "--workers", f"{plan.workers}", "--out", f"{out / 'data'}")  # fmt: skip
-    return Step(
-        name=f"record-{game.game}",
-        title=f"Record {game.steps:,} steps of the {game.game} expert",
-        command=command,
-        out=out / "data" / "atari" / game.game,
-    )
-
-
-def training(game: GamePlan, out: Path) -> Step:
-    """Return the step that trains and publishes the agent of `game`."""
-    folder = out / "train" / game.game
-    command = ("train", "atari", "--game", game.game, "--data", f"{out / 'data'}", "--minutes", f"{game.minutes:g}",
-               *game.train_flags, "--out", f"{folder}",
-               "--publish", game.game, "--store", f"{out / 'store'}")  # fmt: skip
-    return Step(
-        name=f"train-{game.game}",
-        title=f"Train and publish the {game.game} agent",
-        command=command,
-        out=folder,
-        expected_s=game.minutes * 60,
-    )
-
-
-def serving(out: Path) -> tuple[str, ...]:
-    """Return the arguments of ``playserve`` that serve the demo's store on any free port."""
-    return ("serve", "--store", f"{out / 'store'}", "--port", "0")
-
-
-def playing(plan: DemoPlan, game: GamePlan, out: Path, server: str) -> Step:
-    """Return the step that plays `game` through the policy server at `server`."""
-    folder = out / "rollout" / game.game
-    command = ("rollout", "atari", "--game", game.game, "--server", server, "--episodes", f"{game.episodes}",
-               "--argmax-episodes", f"{game.argmax_episodes}", "--baseline-episodes", f"{game.baseline_episodes}",
-               "--data", f"{out / 'data'}", *game.play_flags, "--workers", f"{plan.workers}", "--record", "1",
-               "--out", f"{folder}")  # fmt: skip
-    return Step(
-        name=f"play-{game.game}",
-        title=f"Play {game.game} through the endpoint, beside its baselines and the expert",
-        command=command,
-        out=folder,
-    )

@@ -44,19 +44,32 @@ def verdict_line(verdict: Mapping[str, Any]) -> str:
     found = f"mean {number(verdict['mean'])}"
     if interval:
         found += f", 95% interval {number(interval['low'])} to {number(interval['high'])}"
-    found += f", {verdict['episodes']} episodes"
+    found += f", {verdict['episodes']} episodes{_above(verdict)}"
     if verdict["goal"] is None:
         return f"{found}; nothing is judged in a quick demo"
     against = f"the goal of {number(verdict['goal'])} ({verdict['goal_note']})"
     if not verdict["met"]:
-        return f"GOAL MISSED: {found}, is below {against}"
+        reached = verdict["mean"] is not None and verdict["mean"] >= verdict["goal"]
+        return f"GOAL MISSED: {found}, " + (
+            "is not surely above the best baseline" if reached else f"is below {against}"
+        )
     sure = "the lower bound reaches it too" if verdict["lower_bound_met"] else "but the lower bound is below it"
     return f"goal met: {found}, reaches {against}; {sure}"
 
 
+def _above(verdict: Mapping[str, Any]) -> str:
+    """Return in words how far the agent is above the best baseline; empty where that was not asked."""
+    above = verdict["above_best_baseline"]
+    if above is None:
+        return ""
+    interval = above["interval"]
+    bounds = f" [{number(interval['low'])}, {number(interval['high'])}]" if interval else ""
+    return f", {number(above['difference'])}{bounds} above the best baseline ({above['baseline']})"
+
+
 def protocol_lines(outcomes: Sequence[GameOutcome]) -> list[str]:
     """Return the protocol of the rollouts: what all games share once, the rest with the game's name."""
-    protocols = {outcome.plan.game: outcome.results["protocol"] for outcome in outcomes}
+    protocols = {outcome.plan.title: outcome.results["protocol"] for outcome in outcomes}
     shared = [line for line in next(iter(protocols.values()), []) if all(line in lines for lines in protocols.values())]
     return shared + [f"{game}: {line}" for game, lines in protocols.items() for line in lines if line not in shared]
 
@@ -70,28 +83,28 @@ def print_outcomes(outcomes: Sequence[GameOutcome], console: Console) -> None:
     for outcome in outcomes:
         verdict = outcome.judge()
         style = {True: "bold green", False: "bold red", None: ""}[verdict["met"]]
-        console.print(f"{verdict['game']}: {verdict_line(verdict)}", style=style, markup=False)
+        console.print(f"{outcome.plan.title}: {verdict_line(verdict)}", style=style, markup=False)
 
 
 def _score_table(outcome: GameOutcome, *, plain: bool) -> Table:
-    title = f"{outcome.plan.game}, played through the endpoint"
+    title = f"{outcome.plan.title}, played through the endpoint"
     table = Table(box=box.ASCII2 if plain else box.ROUNDED, title=title, title_justify="left")
-    table.add_column("player", no_wrap=True)
-    for name in ("sticky", "n", "mean", "95% interval", "median", "steps"):
+    table.add_column("player")
+    sticky = any(row["stickiness"] is not None for row in outcome.rows)
+    for name in (*(["sticky"] if sticky else []), "n", "mean", "95% interval", "median", "steps"):
         table.add_column(name, justify="right", no_wrap=True)
     last = outcome.rows[0]["stickiness"] if outcome.rows else None
     for row in outcome.rows:
         if row["stickiness"] != last:
             table.add_section()
             last = row["stickiness"]
-        table.add_row(outcome.name_of(row), *_cells(row))
+        table.add_row(outcome.name_of(row), *([f"{row['stickiness']:g}"] if sticky else []), *_cells(row))
     return table
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
     interval = row["mean_interval"]
     return [
-        "-" if row["stickiness"] is None else f"{row['stickiness']:g}",
         f"{row['episodes']}",
         number(row["mean"]),
         f"{number(interval['low'])} to {number(interval['high'])}" if interval else "-",
