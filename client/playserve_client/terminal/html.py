@@ -30,6 +30,8 @@ __all__ = ["MAX_FRAMES", "render_page", "render_recording", "render_replay", "sc
 MAX_FRAMES = 5000
 _SPEEDS = (2, 5, 10, 20, 50, 100, 200)
 _DEFAULT_SPEED = 10
+_SCORE_PLACE = '<span class="nhr-score"></span>'
+_KEY_PLACE = '<span>next key <kbd class="nhr-key"></kbd> <span class="nhr-meaning"></span></span>'
 
 
 def render_replay(
@@ -40,16 +42,20 @@ def render_replay(
     element_id: str,
     first_step: int = 0,
     total_steps: int | None = None,
+    show_keys: bool = True,
+    show_scores: bool = True,
 ) -> str:
     """Return a ``<figure>`` that plays the frames; it brings its own style and script.
 
     Args:
-        chunk: The frames. Keys that are all 0 are taken as unknown.
+        chunk: The frames.
         title: Its heading, as text.
         facts: Shown under the screen: name to text.
         element_id: Its id in the page; one of its own for each replay.
         first_step: The game's number of the first frame, for an excerpt.
         total_steps: Frames of the whole game; by default the excerpt ends the game.
+        show_keys: False where the chunk's keys are not known.
+        show_scores: False where its scores are not.
 
     Raises:
         BadSettingError: No frames, or an id that is not letters, digits, hyphens and underscores.
@@ -62,7 +68,8 @@ def render_replay(
         "first": first_step,
         "total": total_steps if total_steps is not None else first_step + len(chunk),
         "glyphs": "".join(glyph(code) for code in range(256)),
-        "names": _key_names(chunk),
+        "names": _key_names(chunk) if show_keys else None,
+        "scored": show_scores,
         "data": pack(chunk),
     }
     data = json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
@@ -75,7 +82,7 @@ def render_replay(
         f'<div class="nhr-box"><pre class="nhr-screen" role="img" tabindex="0" aria-label="First screen of the game">'
         f"{_still(first)}</pre></div>"
         f'<div class="nhr-controls" hidden>{_controls(element_id, len(chunk))}</div>'
-        f'<p class="nhr-now"><b class="nhr-step"></b><span class="nhr-score"></span>{_key_place(chunk)}</p>'
+        f'<p class="nhr-now"><b class="nhr-step"></b>{_SCORE_PLACE * show_scores}{_KEY_PLACE * show_keys}</p>'
         '<p class="nhr-message" role="status"></p>'
         '<noscript><p class="nhr-message">The replay needs JavaScript; this is its first screen.</p></noscript>'
         f"{_facts(facts)}"
@@ -126,6 +133,8 @@ def render_recording(
         element_id=element_id,
         first_step=first,
         total_steps=total,
+        show_keys=recording.key(first) is not None,
+        show_scores=recording.score(first) is not None,
     )
 
 
@@ -177,21 +186,13 @@ def pack(chunk: TtyChunk) -> str:
     return base64.b64encode(zlib.compress(b"".join(column.tobytes() for column in columns), 9)).decode()
 
 
-def _key_names(chunk: TtyChunk) -> dict[int, tuple[str, str]] | None:
-    """Return key code to (key, meaning) of the keys in the chunk, None where they are unknown."""
-    if not chunk.keys.any():
-        return None
+def _key_names(chunk: TtyChunk) -> dict[int, tuple[str, str]]:
+    """Return key code to (key, meaning) of the keys in the chunk."""
     names = {}
     for code in np.unique(chunk.keys).tolist():
         key = key_text(code)
         names[code] = (key, key_name(code)[len(key) :].strip())
     return names
-
-
-def _key_place(chunk: TtyChunk) -> str:
-    if not chunk.keys.any():
-        return ""
-    return '<span>next key <kbd class="nhr-key"></kbd> <span class="nhr-meaning"></span></span>'
 
 
 def _still(screen: Screen) -> str:

@@ -114,15 +114,16 @@
     const cursor = cursors[frame];
     for (let row = 0; row < ROWS; row++) drawRow(row, Math.floor(cursor / COLUMNS) === row ? cursor % COLUMNS : -1);
     const step = "step " + grouped(game.first + frame) + " of " + grouped(game.total - 1);
-    const key = game.names ? game.names[keys[frame]] : null, score = "score " + grouped(scores[frame]);
+    const key = game.names ? game.names[keys[frame]] : null;
+    const score = game.scored ? "score " + grouped(scores[frame]) : "";
     part("step").textContent = step;
-    part("score").textContent = score;
+    if (score) part("score").textContent = score;
     if (key) {
       part("key").textContent = key[0];
       part("meaning").textContent = key[1];
     }
     seek.value = frame;
-    seek.setAttribute("aria-valuetext", step + ", " + score + (key ? ", next key " + key.join(" ") : ""));
+    seek.setAttribute("aria-valuetext", step + (score && ", " + score) + (key ? ", next key " + key.join(" ") : ""));
     if (!playing) {
       const lines = [0, ROWS - 2, ROWS - 1].map(rowText).map((line) => line.trim().replace(/\s+/g, " ")).filter(Boolean);
       view.setAttribute("aria-label", "Screen at " + step + ". " + lines.join(". "));

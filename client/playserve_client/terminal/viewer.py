@@ -24,6 +24,7 @@ HELP = "space play/pause  left/right step  up/down, 1-9 speed  g go to  Home/End
 
 # Frames are drawn at most so often; faster games skip some.
 _MIN_DRAW_S = 1 / 40
+_MAX_LATE_S = 0.25
 _BACKSPACE = (curses.KEY_BACKSPACE, 8, 127)
 _ENTER = (curses.KEY_ENTER, 10, 13)
 _ESCAPE = 27
@@ -112,7 +113,8 @@ class _Viewer:
                 self._draw()
             key = self._read_key()
             now = time.monotonic()
-            self._player.advance(now - clock)
+            # Not more than was waited for: time in which the viewer was stopped (Ctrl-Z) or read a file does not count.
+            self._player.advance(min(now - clock, self._player.wait_s() + _MAX_LATE_S))
             clock = now
             if key == curses.KEY_RESIZE:
                 drawn = None

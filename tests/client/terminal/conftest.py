@@ -84,7 +84,7 @@ class PseudoTerminal:
     def __init__(self, command: list[str], folder: Path, rows: int = 28) -> None:
         self.rows, self._folder, self._output = rows, folder, b""
         self.master, self.slave = pty.openpty()
-        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, 80, 0, 0))
+        self._set_size()
         self.before = termios.tcgetattr(self.slave)
         # TERM=ansi is what NLE's small terminal understands whole.
         environment = {**os.environ, "TERM": "ansi", "LC_ALL": "C.UTF-8"}
@@ -93,6 +93,16 @@ class PseudoTerminal:
         self.process = subprocess.Popen(
             command, stdin=self.slave, stdout=self.slave, stderr=self.slave, env=environment, start_new_session=True
         )
+
+    def _set_size(self) -> None:
+        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", self.rows, 80, 0, 0))
+
+    def resize(self, rows: int) -> None:
+        """Change the height, and tell the program as a terminal does."""
+        self._read(0.0)
+        self.rows, self._output = rows, b""
+        self._set_size()
+        self.process.send_signal(signal.SIGWINCH)
 
     def send(self, keys: bytes) -> None:
         os.write(self.master, keys)

@@ -225,13 +225,16 @@ def test_of_a_long_game_the_best_part_is_shown(recorded: Any) -> None:
     assert "shown steps" not in whole
 
 
-def test_unknown_keys_are_not_shown(recorded: Any, browser: Any, tmp_path: Path) -> None:
-    recording = ChunkRecording(recorded.truth, name="nao", has_keys=False)
-    text = render_recording(recording, element_id="game")
-    assert 'nhr-meaning"' not in text
+def test_what_is_not_known_is_not_shown(recorded: Any, browser: Any, tmp_path: Path) -> None:
+    text = render_replay(
+        recorded.truth, title="nao", facts={}, element_id="game", show_keys=False, show_scores=False
+    )  # fmt: skip
     browser.open(page_of(tmp_path / "page.html", text))
     seek(browser, "game", 77)
     assert screen(browser) == recorded.lines(77)
+    assert part(browser, "now") == "step 77 of 499"
+    recording = ChunkRecording(recorded.truth, name="nao", has_keys=False)
+    assert '"names":null,"scored":true' in render_recording(recording, element_id="game")
 
 
 @pytest.mark.parametrize("element_id", ["", "a b", '"><script>', "é"])

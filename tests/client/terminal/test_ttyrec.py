@@ -131,6 +131,32 @@ def test_what_is_no_ttyrec_is_refused(tmp_path: Path, data: bytes) -> None:
         Ttyrec(path)
 
 
+def test_no_damage_ends_otherwise_than_in_words(
+    recorded: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    raw, packed = bz2.decompress(recorded.path.read_bytes()), recorded.path.read_bytes()
+    random = np.random.default_rng(0)
+    path = tmp_path / "x.ttyrec3.bz2"
+    read = 0
+    for _ in range(60):
+        damaged = bytearray([raw, packed][random.integers(2)])
+        for place in random.integers(len(damaged), size=random.choice([1, 3, 100])).tolist():
+            damaged[place] = random.integers(256)
+        del damaged[random.integers(len(damaged) // 2, 2 * len(damaged)) :]
+        path.write_bytes(bytes(damaged) if damaged[:3] == b"BZh" else bz2.compress(bytes(damaged), 1))
+        try:
+            recording = Ttyrec(path)
+        except DataLossError:
+            continue
+        while recording.read_ahead():
+            pass
+        assert recording.ready == len(recording)
+        assert recording.screen(len(recording) - 1).text().replace("\n", "").isprintable()
+        read += 1
+    assert read > 10
+    assert capfd.readouterr().err == ""
+
+
 def test_frames_are_stored_as_changes() -> None:
     random = np.random.default_rng(1)
     chars = np.full((3 * BLOCK + 5, 24, 80), 32, np.uint8)

@@ -116,6 +116,16 @@ def test_a_terminal_of_24_rows_can_hide_the_status(recorded: Any, pseudo_termina
     assert terminal.wait_for_end() == 0
 
 
+def test_it_follows_the_size_of_the_terminal(recorded: Any, pseudo_terminal: Any) -> None:
+    terminal = pseudo_terminal("replay", str(recorded.path), "--start", "100", rows=15)
+    terminal.wait_for(lambda lines: lines[14].startswith("80x15 is too small for 80x24 | paused"))
+    terminal.resize(26)
+    lines = terminal.wait_for(lambda lines: lines[24].startswith("paused"))
+    assert shows(recorded, lines, 100)
+    terminal.send(b"q")
+    assert terminal.wait_for_end() == 0
+
+
 def test_a_terminal_that_cannot_place_text_is_refused(
     recorded: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
