@@ -224,3 +224,56 @@ def test_nao_is_read_without_keys(one_game: Path, tmp_path: Path) -> None:
     (tmp_path / "nao" / "blacklist.txt").unlink()
     with pytest.raises(NotFoundError, match=r"blacklist\.txt"):
         import_nld(tmp_path / "nao", tmp_path / "out", workers=0)
+
+
+def test_an_imported_game_is_the_game_played_again(one_game: Path, tmp_path: Path) -> None:
+    """Keys answer the frame beside them: played again from its seed, the game shows the same frames."""
+    from playserve_client.nethack.games import GameRecord
+    from playserve_client.nethack.replay import replay_game
+
+    import_nld(one_game, tmp_path / "out", workers=0)
+    dataset = TtyDataset.open(tmp_path / "out")
+    steps = dataset.games[0].steps
+    wanted = dataset.read(0, 0, steps)
+    line = next(line for line in (one_game / "nle_data" / _FOLDER / _XLOG).read_text().splitlines() if _SHORT in line)
+    game = GameRecord(
+        seed=1025,
+        character="mon-hum-neu-mal",
+        score=int(wanted.scores[-1]),
+        steps=steps,
+        turns=1280,
+        experience_level=3,
+        max_depth=2,
+        end="stopped",
+        keys=wanted.keys,
+        birthday=int(line.partition("starttime=")[2].split("\t")[0]),
+    )
+    at = 0
+    for chunk in replay_game(game, chunk=500):
+        for name in ("chars", "colors", "cursor", "keys", "scores"):
+            part = getattr(wanted, name)[at : at + len(chunk)]
+            np.testing.assert_array_equal(getattr(chunk, name), part, err_msg=f"{name} from frame {at}")
+        at += len(chunk)
+    assert at == steps
+
+
+def test_games_that_we_record_are_imported(tmp_path: Path) -> None:
+    from playserve_client.nethack.games import carried_games, read_games
+    from playserve_client.nethack.replay import Replayer
+
+    game = next(game for game in read_games(carried_games()) if game.seed == 30030)
+    replayer = Replayer(game.character, ttyrec_dir=tmp_path / "recorded")
+    try:
+        wanted = list(replayer.replay(game))
+    finally:
+        replayer.close()
+    report = import_nld(tmp_path / "recorded", tmp_path / "out", source="recorded", workers=0)
+    assert (report.imported, report.damaged) == (1, [])
+    dataset = TtyDataset.open(tmp_path / "out")
+    chunk, meta = dataset.read(0), dataset.games[0]
+    assert (meta.source, meta.turns, meta.depth) == ("recorded", game.turns, game.max_depth)
+    for name in ("chars", "colors", "cursor", "keys", "scores"):
+        value = np.concatenate([getattr(part, name) for part in wanted])
+        np.testing.assert_array_equal(getattr(chunk, name)[: game.steps], value, err_msg=name)
+    assert not chunk.expert[game.steps :].any()
+    assert chunk.expert[: game.steps].mean() > 0.9
