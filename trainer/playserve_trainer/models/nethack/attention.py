@@ -28,7 +28,9 @@ class SlidingAttention(nn.Module):
     def __init__(self, width: int, num_heads: int, context: int) -> None:
         super().__init__()
         self.width, self.num_heads, self.context = width, num_heads, context
-        self.bias_HW = nn.Parameter(torch.zeros(num_heads, context))
+        # Heads begin with horizons of different length.
+        slope_H = 2.0 ** torch.linspace(0.0, -6.0, num_heads)
+        self.bias_HW = nn.Parameter(-slope_H.unsqueeze(1) * torch.arange(context))
 
     def flops_per_step(self) -> int:
         """Return the forward FLOPs of one step with a full window: two products of W vectors of size D."""

@@ -44,8 +44,8 @@ _STATUS_NUMBERS = 12
 _NO_GLYPH = 5976  # nle's, in empty places of the inventory
 
 # Zones are intervals of the distance to the cursor, to either side: 0, 1, 2..3, and so on.
-_ROW_ZONES = (0, 1, 2, 4, 7)
-_COLUMN_ZONES = (0, 1, 2, 4, 7, 12, 20)
+_ROW_ZONES = (0, 2, 5)
+_COLUMN_ZONES = (0, 2, 5, 10, 20)
 
 
 class NetHackEncoder(nn.Module):
@@ -179,18 +179,25 @@ class _Zones(nn.Module):
 
     def counts(self, chars_NRC: Tensor, colors_NRC: Tensor, row_N: Tensor, column_N: Tensor) -> Tensor:
         """Return whole numbers [N, Z * K]."""
-        rows = torch.arange(_MAP.start, _MAP.stop, device=chars_NRC.device)
-        columns = torch.arange(_COLUMNS, device=chars_NRC.device)
+        zone_NRC = self.zones_of_cells(row_N, column_N)
+        if chars_NRC.device.type == "cpu":
+            return self._counts_of_filled(chars_NRC[:, _MAP], colors_NRC[:, _MAP], zone_NRC)
+        return self.counts_of_all(chars_NRC, colors_NRC, zone_NRC)
+
+    def zones_of_cells(self, row_N: Tensor, column_N: Tensor) -> Tensor:
+        """Return the zones int16 [N, 21, 80] of the main screen's cells, as seen from cursors."""
+        rows = torch.arange(_MAP.start, _MAP.stop, device=row_N.device)
+        columns = torch.arange(_COLUMNS, device=row_N.device)
         row_NR = self.row_zones[rows - row_N.unsqueeze(1) + _ROWS]
         column_NC = self.column_zones[columns - column_N.unsqueeze(1) + _COLUMNS]
-        zone_NRC = row_NR.unsqueeze(2) + column_NC.unsqueeze(1)
+        return row_NR.unsqueeze(2) + column_NC.unsqueeze(1)
+
+    def counts_of_all(self, chars_NRC: Tensor, colors_NRC: Tensor, zone_NRC: Tensor) -> Tensor:
+        """Count where no shape may depend on the data (CUDA graphs)."""
         chars_NRC, colors_NRC = chars_NRC[:, _MAP], colors_NRC[:, _MAP]
-        if chars_NRC.device.type == "cpu":
-            return self._counts_of_filled(chars_NRC, colors_NRC, zone_NRC)
-        # Elsewhere no shape may depend on the data.
         code_NRC = chars_NRC.long() * _COLORS + (colors_NRC & (_COLORS - 1))
         bins_NRC = zone_NRC.long() * self.num_kinds + self.kinds[code_NRC & (_CODES - 1)]
-        counts = torch.zeros(len(row_N), self.num_zones * self.num_kinds, device=chars_NRC.device)
+        counts = torch.zeros(len(chars_NRC), self.num_zones * self.num_kinds, device=chars_NRC.device)
         return counts.scatter_add_(1, bins_NRC.flatten(1), (chars_NRC > _SPACE).float().flatten(1))
 
     def _counts_of_filled(self, chars_NRC: Tensor, colors_NRC: Tensor, zone_NRC: Tensor) -> Tensor:

@@ -1,0 +1,274 @@
+"""The nethack family: what the encoder sees, what the cores remember, and the specs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from playserve.errors import BadSettingError
+from playserve_client.nethack.keys import ACTION_NAMES
+from playserve_trainer.flops import count_flops
+from playserve_trainer.models.nethack import NetHackConfig, NetHackPolicy
+from playserve_trainer.models.nethack.encoder import NetHackEncoder
+from playserve_trainer.models.nethack.text import LineNumbers, WordCodes
+from playserve_trainer.models.policy import UNKNOWN_ACTION, Memory
+from playserve_trainer.models.registry import build, config_from_json, config_to_json, describe
+
+MESSAGE = "You see here a newt corpse.  You kill it!"
+STATUS_1 = "Agent the Candidate        St:18/50 Dx:17 Co:13 In:8 Wi:15 Ch:7 Neutral S:25"
+STATUS_2 = "Dlvl:1 $:0 HP:9(14) Pw:4(5) AC:4 Xp:1/19 T:123 Hungry"
+
+
+def line(text: str) -> Tensor:
+    return torch.tensor(list(text.ljust(80).encode()), dtype=torch.uint8)
+
+
+def screen(message: str = MESSAGE, *, player: tuple[int, int] = (10, 30), **rows: str) -> dict[str, Tensor]:
+    """Return one frame [1, ...] with the player in a small room; row10="..." puts text into row 10."""
+    chars = torch.full((24, 80), 32, dtype=torch.uint8)
+    chars[0], chars[22], chars[23] = line(message), line(STATUS_1), line(STATUS_2)
+    chars[8:13, 26:36] = ord(".")
+    for name, text in rows.items():
+        chars[int(name.removeprefix("row"))] = line(text)
+    chars[player] = ord("@")
+    colors = torch.full((24, 80), 7, dtype=torch.int8)
+    cursor = torch.tensor(player, dtype=torch.uint8)
+    return {"tty_chars": chars[None], "tty_colors": colors[None], "tty_cursor": cursor[None]}
+
+
+def codes(text: str, **changes: bool) -> list[int]:
+    words = WordCodes(80, 16, 8192, **changes)
+    return words(line(text)[None])[0].tolist()
+
+
+def encode(encoder: NetHackEncoder, frame: dict[str, Tensor], executed: int = 3) -> Tensor:
+    return encoder(frame["tty_chars"], frame["tty_colors"], frame["tty_cursor"], torch.tensor([executed]), None)
+
+
+@pytest.fixture
+def encoder() -> NetHackEncoder:
+    torch.manual_seed(0)
+    return NetHackEncoder(NetHackConfig(width=32)).requires_grad_(False)
+
+
+def test_words_are_known_wherever_they_stand() -> None:
+    here, there = codes("You kill the newt!"), codes("   You   kill the newt!  Wow")
+    assert here[:4] == there[:4]
+    assert len(set(here[:4])) == 4
+    assert here[16:19] == there[16:19]  # pairs
+    assert here[31] != there[31]  # the whole line
+    assert codes("newt")[0] != codes("newts")[0] != codes("tnew")[0]
+    assert codes("newt You")[0] == codes("You newt")[1]
+    assert codes("newt You")[16] != codes("You newt")[16]
+
+
+def test_an_empty_line_has_no_words_but_is_one() -> None:
+    assert codes("")[:31] == [0] * 31
+    assert codes("")[31] > 0
+
+
+def test_more_words_than_there_is_room_for_are_left_out() -> None:
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    found = codes(" ".join(letters))
+    assert all(found[:16])
+    assert found[:31] == codes(" ".join(letters[:16]))[:31]
+
+
+def test_without_digits_numbers_part_words() -> None:
+    assert codes("HP:9(14)", digits=False)[:3] == codes("HP:120(0)", digits=False)[:3]
+    assert codes("HP:9(14)")[:1] != codes("HP:120(0)")[:1]
+
+
+def test_words_of_many_lines_at_once_are_those_of_each_alone() -> None:
+    texts = [MESSAGE, "", "--More--", "x" * 80, "y z"]
+    together = WordCodes(80, 16, 8192)(torch.stack([line(text) for text in texts]))
+    assert together.tolist() == [codes(text) for text in texts]
+    assert together.min() >= 0
+    assert together.max() < 8192
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        (STATUS_1, [18, 50, 17, 13, 8, 15, 7, 25]),
+        (STATUS_2, [1, 0, 9, 14, 4, 5, 4, 1, 19, 123]),
+        ("", []),
+        ("9" * 5 + " 0012345 x7", [99999, 12345, 7]),
+        ("a" * 79 + "8", [8]),
+        ("1 2 3 4 5 6 7 8 9 10 11 12 13 14", list(range(1, 13))),
+    ],
+)
+def test_numbers_in_order(text: str, numbers: list[int]) -> None:
+    value, known = LineNumbers(12)(line(text)[None])
+    assert value[0].tolist() == numbers + [0] * (12 - len(numbers))
+    assert known[0].tolist() == [True] * len(numbers) + [False] * (12 - len(numbers))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        screen("You see here a jackal corpse."),
+        screen(row23=STATUS_2.replace("HP:9", "HP:1")),
+        screen(row23=STATUS_2.replace("Hungry", "Weak")),
+        screen(row22=STATUS_1.replace("S:25", "S:99")),
+        screen(player=(11, 30)),
+        screen(row11="x".rjust(31)),  # beside the player
+        screen(row20=">".rjust(70)),  # far away
+    ],
+    ids=["message", "hit points", "hunger", "score", "place", "near", "far"],
+)
+def test_the_encoder_sees_it(encoder: NetHackEncoder, other: dict[str, Tensor]) -> None:
+    assert (encode(encoder, screen()) - encode(encoder, other)).abs().max() > 1e-4
+
+
+def test_the_encoder_sees_colours_and_the_previous_key(encoder: NetHackEncoder) -> None:
+    frame, brown = screen(), screen()
+    brown["tty_colors"][0, 10, 31] = 3
+    assert (encode(encoder, frame) - encode(encoder, brown)).abs().max() > 1e-4
+    assert (encode(encoder, frame) - encode(encoder, frame, executed=UNKNOWN_ACTION)).abs().max() > 1e-2
+
+
+def test_what_is_near_the_cursor_looks_the_same_everywhere(encoder: NetHackEncoder) -> None:
+    chars = torch.full((1, 24, 80), 32, dtype=torch.uint8)
+    moved = chars.clone()
+    chars[0, 10, 31], moved[0, 4, 61] = ord("d"), ord("d")
+    colors = torch.zeros(1, 24, 80, dtype=torch.int8)
+    here = (chars, colors, torch.tensor([10]), torch.tensor([30]))
+    there = (moved, colors, torch.tensor([4]), torch.tensor([60]))
+    torch.testing.assert_close(encoder.crop(*here), encoder.crop(*there))
+    assert torch.equal(encoder.zones.counts(*here), encoder.zones.counts(*there))
+
+
+def test_counts_are_the_same_where_shapes_must_not_depend_on_the_data(encoder: NetHackEncoder) -> None:
+    generator = torch.Generator().manual_seed(0)
+    chars = torch.randint(0, 256, (5, 24, 80), dtype=torch.uint8, generator=generator)
+    chars[torch.rand(5, 24, 80, generator=generator) < 0.7] = 32
+    colors = torch.randint(-128, 128, (5, 24, 80), dtype=torch.int8, generator=generator)
+    row, column = torch.tensor([0, 5, 10, 23, 1]), torch.tensor([0, 79, 40, 3, 1])
+    compact = encoder.zones.counts(chars, colors, row, column)
+    dense = encoder.zones.counts_of_all(chars, colors, encoder.zones.zones_of_cells(row, column))
+    assert torch.equal(compact.float(), dense)
+    assert int(compact.sum()) == int((chars[:, 1:22] > 32).sum())
+
+
+def test_a_cursor_at_the_edge_or_beyond_is_no_error(encoder: NetHackEncoder) -> None:
+    for place in ((0, 0), (23, 79), (255, 255)):
+        frame = screen()
+        frame["tty_cursor"][0] = torch.tensor(place, dtype=torch.uint8)
+        assert encode(encoder, frame).isfinite().all()
+
+
+def _sequence(policy: NetHackPolicy, steps: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    frames = [screen(player=(8 + t % 5, 26 + t % 10)) for t in range(steps)]
+    inputs = {name: torch.stack([frame[name] for frame in frames], dim=1) for name in frames[0]}
+    first = torch.zeros(1, steps, dtype=torch.bool)
+    first[:, 0] = True
+    executed = torch.arange(steps).view(1, steps, 1) % policy.config.num_actions
+    return inputs, executed, first
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_transformer_sees_its_window_and_no_further(layers: int) -> None:
+    torch.manual_seed(0)
+    context, steps = 4, 12
+    config = NetHackConfig(width=32, core="transformer", layers=layers, context=context)
+    policy = NetHackPolicy(config).eval().requires_grad_(False)
+    inputs, executed, first = _sequence(policy, steps)
+    before = policy(inputs, executed, first).logits[0]
+    changed = executed.clone()
+    changed[0, 2] += 1
+    differs = (policy(inputs, changed, first).logits[0] - before).abs().amax(2)[0] > 0
+    seen = policy.spec().context_frames
+    assert seen == layers * (context - 1) + 1
+    assert differs.tolist() == [2 <= t < 2 + seen for t in range(steps)]
+
+
+def test_no_gradient_flows_into_what_came_before_a_sequence() -> None:
+    torch.manual_seed(0)
+    policy = NetHackPolicy(NetHackConfig(width=32, core="transformer", context=4))
+    inputs, executed, first = _sequence(policy, 6)
+    state = policy(inputs, executed, first).state
+    assert not any(tensor.requires_grad for tensor in state.values())
+
+
+@pytest.mark.parametrize("core", ["lstm", "transformer"])
+def test_both_cores_learn_to_remember(core: str) -> None:
+    """The label is the key before the previous one: nothing of it is in the frame or in `executed`."""
+    torch.manual_seed(0)
+    policy = NetHackPolicy(NetHackConfig(width=32, core=core, context=8, num_actions=4))
+    optimizer = torch.optim.Adam(policy.parameters(), lr=5e-3)
+    frame = screen()
+    inputs = {name: tensor[None].expand(16, 12, *tensor.shape[1:]) for name, tensor in frame.items()}
+    first = torch.zeros(16, 12, dtype=torch.bool)
+    first[:, 0] = True
+    loss = torch.zeros(())
+    for _ in range(120):
+        executed = torch.randint(0, 4, (16, 12, 1))
+        logits = policy(inputs, executed, first).logits[0]
+        # What was executed before the first step belongs to no episode.
+        loss = F.cross_entropy(logits[:, 2:].flatten(0, 1), executed[:, 1:-1, 0].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.2
+
+
+def test_memory_does_not_grow_and_does_not_leak_what_was_before() -> None:
+    torch.manual_seed(0)
+    policy = NetHackPolicy(NetHackConfig(width=32, core="transformer", context=4)).eval().requires_grad_(False)
+    pools = {name: torch.zeros(3, *t.shape, dtype=t.dtype) for name, t in policy.state_layout().items()}
+    inputs, executed, _ = _sequence(policy, 9)
+    for t in range(9):
+        frame = {name: tensor[:, t] for name, tensor in inputs.items()}
+        memory = Memory(pools, torch.tensor([2]), torch.tensor([t in (0, 8)]))
+        policy.step(frame, executed[:, t], memory, lambda logits, head: logits.argmax(-1))
+    assert pools["steps"].tolist() == [0, 0, 1]
+    filled = pools["keys"][2].abs().amax((0, 2)) > 0
+    assert filled.tolist() == [True, False, False, False]
+
+
+def test_the_spec_is_the_environments() -> None:
+    policy = NetHackPolicy(NetHackConfig(width=32, inventory=True, action_names=ACTION_NAMES))
+    spec = policy.spec()
+    assert [(t.name, t.dtype, tuple(t.shape)) for t in spec.inputs] == [
+        ("tty_chars", "uint8", (24, 80)),
+        ("tty_colors", "int8", (24, 80)),
+        ("tty_cursor", "uint8", (2,)),
+        ("inv_glyphs", "int16", (55,)),
+    ]
+    assert spec.environment == {"family": "nethack", "character": "mon-hum-neu-mal"}
+    assert spec.uses_executed_actions
+    assert spec.context_frames == 0
+
+
+def test_config_as_json_round_trip() -> None:
+    config = NetHackConfig(width=64, core="transformer", layers=2, context=16, action_names=ACTION_NAMES)
+    assert config_from_json(NetHackConfig, config_to_json(config)) == config
+    family, value = describe(build("nethack", config_to_json(config)))
+    assert (family, value) == ("nethack", config_to_json(config))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"width": 0}, {"layers": 0}, {"context": 0}, {"num_actions": 0}, {"core": "gru"}, {"character": ""},
+        {"core": "transformer", "width": 40}, {"action_names": ("a", "b")},
+    ],
+)  # fmt: skip
+def test_wrong_settings_are_refused(change: dict[str, object]) -> None:
+    with pytest.raises(BadSettingError, match=r"^nethack: "):
+        NetHackConfig(**change)
+
+
+def test_flops_by_hand() -> None:
+    lstm = count_flops(build("nethack", {"width": 64, "layers": 2}))
+    assert lstm.by_layer["core.lstm"] == 2 * (2 * 4 * 64 * (64 + 64))
+    assert lstm.by_layer["encoder.crop.linear"] == 2 * 81 * 16 * 64
+    config = {"width": 64, "core": "transformer", "context": 20}
+    for steps in (1, 7):
+        count = count_flops(build("nethack", config), num_steps=steps).by_layer
+        assert count["core.blocks.0.attention"] == 2 * 2 * 20 * 64
+        assert count["core.blocks.0.qkv"] == 2 * 64 * 3 * 64
+        assert count["core.blocks.0.up"] == count["core.blocks.0.down"] == 2 * 64 * 4 * 64
