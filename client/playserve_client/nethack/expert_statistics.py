@@ -153,7 +153,7 @@ class ExpertStatistics:
             ExpertGame(
                 name=meta.name if meta.seed is None else f"{meta.seed}",
                 score=float(meta.score),
-                steps=int(dataset.expert(number).sum()),
+                steps=meta.steps,
                 turns=meta.turns,
                 experience_level=meta.experience_level,
                 depth=meta.depth,

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from playserve.errors import BadSettingError, DataLossError, NotFoundError
+from playserve_client.evaluate.families import family_of
 from playserve_client.nethack.expert_statistics import (
     ExpertStatistics,
     carried_statistics,
@@ -91,3 +94,36 @@ def test_the_command_makes_the_carried_file_again(tmp_path):
 
     assert main([str(carried_games()), "--out", str(tmp_path / "s.json")]) == 0
     assert (tmp_path / "s.json").read_bytes() == carried_statistics().read_bytes()
+
+
+def test_shards_are_counted_without_masked_keys_and_games_without_keys(tmp_path, drawn):
+    from playserve_client.nethack.shards import GameMeta, ShardWriter
+
+    keys = np.frombuffer(b"hhjjh y", np.uint8)
+    with ShardWriter(tmp_path) as writer:
+        for seed, has_keys in ((7, True), (8, False)):
+            chunk = drawn(seed, len(keys))
+            expert = np.array([True] * 5 + [False] * 2)
+            writer.begin(
+                GameMeta(
+                    name=f"game-{seed}", character="mon-hum-neu-mal", source="keys", score=100 * seed, steps=5,
+                    turns=4, depth=2, end="finished", seed=seed, has_keys=has_keys,
+                )
+            )  # fmt: skip
+            writer.append(replace(chunk, keys=keys, expert=expert))
+            writer.end()
+    statistics = read_statistics(tmp_path)
+    h, j = KEY_TO_ACTION[list(b"hj")]
+    assert (statistics.counts[h], statistics.counts[j], statistics.counts.sum()) == (3, 2, 5)
+    assert (statistics.bigram[h, h], statistics.bigram[j, h], statistics.bigram.sum()) == (1, 1, 4)
+    assert (statistics.expert, statistics.character) == ("AutoAscend", "mon-hum-neu-mal")
+    assert "digest" in statistics.source
+    (game,) = statistics.games
+    assert (game.name, game.score, game.steps, game.turns, game.experience_level) == ("7", 700.0, 5, 4, None)
+    (row,) = family_of("nethack").recorded(_written(tmp_path / "s.json", statistics))
+    assert [result.facts for result in row.results] == [{"turns": 4, "depth": 2, "end": "finished"}]
+
+
+def _written(path: Path, statistics: ExpertStatistics) -> Path:
+    path.write_bytes(statistics.to_bytes())
+    return path
