@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from playserve.codec import Action, action_to_proto
+from playserve.codec import Action, action_to_proto, clip_action
 from playserve.errors import BadRowError, PlayserveError, StateError, from_status
 from playserve.settings import ActionSource, Extras, Sampling
 from playserve.specs import Codec, PolicySpec
@@ -117,6 +117,8 @@ class RolloutCore:
 
     def _executed(self, env_id: int, action: Action | None, source: ActionSource) -> ps.RowExecuted:
         assert self.spec is not None  # noqa: S101 - the caller has checked
+        if action is not None and source is ActionSource.HUMAN:
+            action = clip_action(action, self.spec.action)
         message = None if action is None else action_to_proto(action, self.spec.action)
         return ps.RowExecuted(env_id=env_id, action=message, source=source.value)
 

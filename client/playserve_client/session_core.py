@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from playserve.codec import Action, action_to_proto
+from playserve.codec import Action, action_to_proto, clip_action
 from playserve.errors import PlayserveError, ServerUnavailableError, StateError, from_status
 from playserve.settings import (
     ActionSource,
@@ -176,6 +176,8 @@ class SessionCore:
     def executed_request(self, seq: int, action: Action | None, source: ActionSource) -> ps.PlayRequest:
         """Return the Executed that says what was done in answer to step `seq`."""
         spec, _ = self._ready()
+        if action is not None and source is ActionSource.HUMAN:
+            action = clip_action(action, spec.action)
         message = None if action is None else action_to_proto(action, spec.action)
         request = ps.PlayRequest(executed=ps.Executed(seq=seq, action=message, source=source.value))
         self._log.append(request)

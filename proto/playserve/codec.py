@@ -1,4 +1,4 @@
-"""Tensors and actions to and from the wire. Owns every check of bytes that came from a network.
+"""Tensors to and from the wire. Owns every check of bytes that came from a network; actions are in `actions.py`.
 
 :func:`encode` packs one array; :class:`Decoder`, built once a session, unpacks a step's inputs and refuses whatever
 the policy's specs do not allow, before any byte is unpacked or any memory is taken for it. lz4 and simplejpeg are
@@ -11,14 +11,20 @@ import importlib
 import importlib.util
 import math
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from playserve.actions import (
+    Action,
+    DesktopAction,
+    action_from_proto,
+    action_to_proto,
+    clip_action,
+    executed_from_proto,
+)
 from playserve.errors import (
-    BadActionError,
     CodecNotNegotiatedError,
     DecodeError,
     DTypeMismatchError,
@@ -29,12 +35,12 @@ from playserve.errors import (
     ShapeMismatchError,
     SizeMismatchError,
 )
-from playserve.specs import DTYPES, ActionSpec, Codec, DesktopActionSpec, DiscreteActionSpec, TensorSpec
+from playserve.specs import DTYPES, Codec, TensorSpec
 from playserve.v1 import types_pb2 as pb
 
 __all__ = [
     "DEFAULT_MAX_BYTES", "Action", "Array", "Decoder", "DesktopAction", "action_from_proto", "action_to_proto",
-    "available_codecs", "decode_output", "encode", "negotiate",
+    "available_codecs", "clip_action", "decode_output", "encode", "executed_from_proto", "negotiate",
 ]  # fmt: skip
 
 Array = npt.NDArray[Any]
@@ -371,90 +377,3 @@ def decode_output(tensor: pb.Tensor) -> Array:
     if any(dim < 0 for dim in shape) or math.prod(shape) * dtype.itemsize != len(data):
         raise SizeMismatchError(f"output {tensor.name!r}: {len(data)} bytes for {name} {_show(shape)}")
     return np.ndarray(shape, dtype, data)
-
-
-@dataclass(frozen=True, slots=True)
-class DesktopAction:
-    """Keyboard and mouse for one action period: held state, not edges.
-
-    Attributes:
-        keys: Held keys, as W3C ``KeyboardEvent.code`` names.
-        buttons: Held buttons: 0 left, 1 middle, 2 right, 3 back, 4 forward.
-        mouse_dx_px: Relative motion to the right, pixels.
-        mouse_dy_px: Relative motion downwards, pixels.
-        scroll: Wheel steps, positive away from the user.
-    """
-
-    keys: frozenset[str] = frozenset()
-    buttons: frozenset[int] = frozenset()
-    mouse_dx_px: float = 0.0
-    mouse_dy_px: float = 0.0
-    scroll: float = 0.0
-
-
-#: An index into a discrete action set, or keyboard and mouse.
-Action = int | DesktopAction
-
-
-def action_to_proto(action: Action, spec: ActionSpec) -> pb.Action:
-    """Return the wire message of `action`; BadActionError where it does not fit `spec`."""
-    if isinstance(spec, DiscreteActionSpec):
-        if isinstance(action, bool) or not isinstance(action, int | np.integer):
-            raise BadActionError(f"action {action!r}, wanted an index 0..{spec.n - 1}")
-        _check_index(int(action), spec)
-        return pb.Action(index=int(action))
-    if not isinstance(action, DesktopAction):
-        raise BadActionError(f"action {action!r}, wanted a DesktopAction")
-    _check_desktop(action, spec)
-    return pb.Action(
-        desktop=pb.DesktopAction(
-            keys=sorted(action.keys),
-            buttons=sorted(action.buttons),
-            mouse_dx_px=action.mouse_dx_px,
-            mouse_dy_px=action.mouse_dy_px,
-            scroll=action.scroll,
-        )
-    )
-
-
-def action_from_proto(message: pb.Action, spec: ActionSpec) -> Action:
-    """Return the action of a wire message; BadActionError where it does not fit `spec`."""
-    kind = message.WhichOneof("kind")
-    if isinstance(spec, DiscreteActionSpec):
-        if kind != "index":
-            raise BadActionError(f"action of kind {kind}, wanted an index 0..{spec.n - 1}")
-        return _check_index(message.index, spec)
-    if kind != "desktop":
-        raise BadActionError(f"action of kind {kind}, wanted desktop")
-    desktop = message.desktop
-    action = DesktopAction(
-        keys=frozenset(desktop.keys),
-        buttons=frozenset(desktop.buttons),
-        mouse_dx_px=desktop.mouse_dx_px,
-        mouse_dy_px=desktop.mouse_dy_px,
-        scroll=desktop.scroll,
-    )
-    _check_desktop(action, spec)
-    return action
-
-
-def _check_index(index: int, spec: DiscreteActionSpec) -> int:
-    if not 0 <= index < spec.n:
-        raise BadActionError(f"action {index}, wanted an index 0..{spec.n - 1}")
-    return index
-
-
-def _check_desktop(action: DesktopAction, spec: DesktopActionSpec) -> None:
-    if unknown := action.keys.difference(spec.keys):
-        raise BadActionError(f"keys {sorted(unknown)[:8]}, wanted some of {list(spec.keys)}")
-    if odd := action.buttons.difference(spec.buttons):
-        raise BadActionError(f"buttons {sorted(odd)[:8]}, wanted some of {list(spec.buttons)}")
-    # The wire is float32: a motion of exactly the limit must survive the trip.
-    limit = spec.max_mouse_px * (1 + 1e-6)
-    for axis, value in (("dx", action.mouse_dx_px), ("dy", action.mouse_dy_px)):
-        if not abs(value) <= limit:
-            raise BadActionError(f"mouse {axis} of {value} px, wanted at most {spec.max_mouse_px} either way")
-    if not math.isfinite(action.scroll) or (action.scroll and not spec.scroll):
-        raise BadActionError(
-            f"scroll of {action.scroll}, wanted {'a finite number' if spec.scroll else '0: the policy does not scroll'}"
-        )

@@ -151,6 +151,11 @@ def test_a_bad_executed_action(rollout: RolloutOf) -> None:
     stream.rows([1], 2, executed=[bad])
     assert stream.refuses() == "BAD_ACTION"
     stream.rows([0], 2).actions(1)
+
+
+def test_an_executed_action_without_a_row(rollout: RolloutOf) -> None:
+    stream = rollout("memory")
+    stream.rows([0, 1], 1).actions(2)
     none = ps.RowExecuted(env_id=3, source=pb.ACTION_SOURCE_NONE)
     stream.rows([0], 3, executed=[none])  # environment 3 has done nothing yet
     refused = False
@@ -161,6 +166,31 @@ def test_a_bad_executed_action(rollout: RolloutOf) -> None:
             assert answer.error.env_id == 3
             assert reason_of(answer.error.status) == "EXECUTED_UNKNOWN"
     assert refused
+
+
+@pytest.mark.parametrize("reason", ["BAD_ACTION", "EXECUTED_UNKNOWN"])
+def test_a_refused_executed_action_costs_its_row_and_no_other(target: Any, rollout: RolloutOf, reason: str) -> None:
+    if target.name == "server":
+        pytest.skip("playserve serve: a refused executed action is answered beside its row, or costs the message")
+    stream, twin = rollout("memory"), rollout("memory")
+    first = [0, 1] if reason == "EXECUTED_UNKNOWN" else [0, 1, 2]
+    assert stream.rows(first, 1).actions(len(first)) == twin.rows(first, 1).actions(len(first))
+    index = 99 if reason == "BAD_ACTION" else 0
+    bad = ps.RowExecuted(env_id=2, action=pb.Action(index=index), source=pb.ACTION_SOURCE_HUMAN)
+    good = ps.RowExecuted(env_id=1, action=pb.Action(index=1), source=pb.ACTION_SOURCE_HUMAN)
+    stream.rows([2, 0, 1], 2, executed=[bad, good])
+    answers, errors = {}, []
+    while len(answers) + len(errors) < 3:
+        answer = stream.recv()
+        if answer.HasField("error"):
+            errors.append((answer.error.env_id, reason_of(answer.error.status)))
+        else:
+            answers.update(zip(answer.result.env_ids, answer.result.action_indices, strict=True))
+    assert errors == [(2, reason)]
+    assert answers == twin.rows([0, 1], 2, executed=[good]).actions(2)
+    # The row has not happened: its memory is as it was, and it is answered once.
+    assert stream.rows([2], 3).actions(1) == twin.rows([2], 3).actions(1)
+    stream.ping()
 
 
 def test_a_row_plays_the_game_that_a_session_plays(rollout: RolloutOf, play: Callable[..., Play]) -> None:

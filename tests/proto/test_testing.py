@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import queue
 from contextlib import contextmanager
+from dataclasses import replace
 
 import grpc
 import numpy as np
 import pytest
 
-from playserve.codec import Action, encode
+from playserve.codec import Action, DesktopAction, encode
 from playserve.errors import NotReadyError, from_rpc_error, from_status
 from playserve.specs import (
+    DesktopActionSpec,
     DiscreteActionSpec,
     GapMode,
     GapRule,
@@ -548,6 +550,30 @@ def test_bad_rows_and_messages_are_refused_and_the_stream_goes_on(server, stub):
         assert row_error(call.ask(rows([0, 1], [5, 5]))) == ("NOT_READY", 0)
         assert list(next(call.call).result.action_indices) == [2]
         assert list(call.ask(rows([0, 1], [5, 5])).result.action_indices) == [2, 3]
+
+
+def test_a_human_s_action_is_clipped_and_a_policy_s_is_not():
+    keys = DesktopActionSpec(keys=("KeyW", "KeyA"), buttons=(0,), max_mouse_px=100)
+    seen = []
+
+    def handler(inputs: dict, context: StepContext) -> FakeReply:
+        seen.append(context.executed)
+        return FakeReply(actions=(DesktopAction(),))
+
+    policy = FakePolicy(spec=replace(default_spec("count"), action=keys), handler=handler)
+    wild = pb.Action(desktop=pb.DesktopAction(keys=["KeyW", "F5"], buttons=[0, 2], mouse_dx_px=-400, scroll=1))
+    tame = DesktopAction(keys=frozenset({"KeyW"}), buttons=frozenset({0}), mouse_dx_px=-100.0)
+    with FakePolicyServer(policy) as server, grpc.insecure_channel(server.address) as channel:
+        with opened(PolicyServiceStub(channel)) as call:
+            call.ask(step(1))
+            call.send(ps.PlayRequest(executed=ps.Executed(seq=1, source=pb.ACTION_SOURCE_HUMAN, action=wild)))
+            call.ask(step(2))
+            call.send(ps.PlayRequest(executed=ps.Executed(seq=2, source=pb.ACTION_SOURCE_POLICY, action=wild)))
+            assert error_of(next(call.call)) == ("BAD_ACTION", 2)
+        with rollout(PolicyServiceStub(channel)) as call:
+            call.ask(rows([0]))
+            call.ask(rows([0], executed=[ps.RowExecuted(env_id=0, source=pb.ACTION_SOURCE_HUMAN, action=wild)]))
+    assert seen == [None, tame, None, tame]
 
 
 def test_rollouts_need_slots_and_an_open(stub):

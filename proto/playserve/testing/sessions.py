@@ -8,7 +8,16 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from playserve.codec import Action, Array, Decoder, action_from_proto, action_to_proto, encode, negotiate
+from playserve.codec import (
+    Action,
+    Array,
+    Decoder,
+    action_from_proto,
+    action_to_proto,
+    encode,
+    executed_from_proto,
+    negotiate,
+)
 from playserve.errors import (
     AccessDeniedError,
     BadActionError,
@@ -89,11 +98,8 @@ def read_sampling(message: Any) -> Sampling:
 
 def check_executed(message: Any, policy: FakePolicy) -> tuple[Action | None, ActionSource]:
     """Return action and source of an Executed or RowExecuted."""
-    if message.source in (pb.ACTION_SOURCE_NONE, pb.ACTION_SOURCE_UNKNOWN):
-        return None, ActionSource(message.source)
-    if message.source not in (pb.ACTION_SOURCE_POLICY, pb.ACTION_SOURCE_HUMAN):
-        raise BadActionError(f"action source {message.source}, wanted {[s.name for s in ActionSource]}")
-    return action_from_proto(message.action, policy.spec.action), ActionSource(message.source)
+    action = executed_from_proto(message.action, message.source, policy.spec.action)
+    return action, ActionSource(message.source)
 
 
 def log_probs(reply: FakeReply, extras: Extras) -> tuple[float, ...]:
