@@ -18,6 +18,7 @@ __all__ = ["SUMMARY", "configure", "run"]
 
 SUMMARY = "Watch a recorded NetHack game."
 _MOST_LISTED = 200
+_MIN_SPEED, _MAX_SPEED = 0.01, 100_000
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -55,8 +56,8 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     from playserve_client.terminal.open import choose_game, list_games, split_target
 
-    if not args.speed > 0:
-        raise BadSettingError(f"--speed is more than 0, not {args.speed:g}")
+    if not _MIN_SPEED <= args.speed <= _MAX_SPEED:
+        raise BadSettingError(f"--speed is {_MIN_SPEED:g} to {_MAX_SPEED:,} steps a second, not {args.speed:g}")
     path, name = split_target(args.game)
     entries = list_games(path)
     if not name and len(entries) > 1:
@@ -67,7 +68,7 @@ def _run(args: argparse.Namespace) -> int:
     try:
         return _show(recording, args)
     finally:
-        if recording.problem:
+        if recording.problem and len(recording):
             print(
                 f"playserve: {recording.name} is damaged: {recording.problem}; its first {len(recording):,} frames "
                 "are whole",

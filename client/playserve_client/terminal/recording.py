@@ -143,7 +143,11 @@ class StoredRecording(ABC):
         return len(self._store)
 
     def read_ahead(self) -> bool:
-        """Take one more block of frames; return whether there was one."""
+        """Take one more block of frames; return whether there was one.
+
+        Raises:
+            DataLossError: Not even the first came.
+        """
         if self.ready >= self._total:
             return False
         chunk = self._more()
@@ -155,6 +159,8 @@ class StoredRecording(ABC):
             if self.ready < self._total:
                 self.problem = self.problem or f"it ends after {self.ready:,} of {self._total:,} frames"
             self._total = self.ready
+            if not self.ready:
+                raise DataLossError(f"{self.name} has not one whole frame: {self.problem}")
         return chunk is not None
 
     def screen(self, index: int) -> Screen:

@@ -24,6 +24,7 @@ HELP = "space play/pause  left/right step  up/down, 1-9 speed  g go to  Home/End
 
 # Frames are drawn at most so often; faster games skip some.
 _MIN_DRAW_S = 1 / 40
+_MAX_WAIT_S = 1.0
 _MAX_LATE_S = 0.25
 _BACKSPACE = (curses.KEY_BACKSPACE, 8, 127)
 _ENTER = (curses.KEY_ENTER, 10, 13)
@@ -130,7 +131,7 @@ class _Viewer:
         """Wait for a key until the next frame is due, reading ahead in the file meanwhile; -1 for none."""
         if self._player.playing:
             self._recording.read_ahead()
-            self._window.timeout(int(1000 * max(self._player.wait_s(), _MIN_DRAW_S)))
+            self._window.timeout(int(1000 * min(max(self._player.wait_s(), _MIN_DRAW_S), _MAX_WAIT_S)))
         else:
             self._window.timeout(0 if self._recording.read_ahead() else -1)
         return self._window.getch()

@@ -60,7 +60,8 @@ def test_a_folder_of_games_is_listed_and_one_is_chosen(recorded: Any, replay: Re
         (["{missing}"], "no file"),
         (["{file}#game"], "has no game 'game'"),
         (["{file}", "--start", "500"], "--start is 0 to 499, not 500"),
-        (["{file}", "--speed", "0"], "--speed is more than 0"),
+        (["{file}", "--speed", "0"], "--speed is 0.01 to 100,000"),
+        (["{file}", "--speed", "nan"], "--speed is"),
         (["{text}"], "no whole frame"),
     ],
 )

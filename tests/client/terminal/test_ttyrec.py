@@ -251,6 +251,9 @@ def test_a_game_that_does_not_come_out_as_recorded_is_damaged() -> None:
         recording.screen(199)
     assert len(recording) == 128
     assert "score" in recording.problem
+    short = ReplayedRecording(dataclasses.replace(game, keys=game.keys[:20], steps=20, score=-1))
+    with pytest.raises(DataLossError, match="not one whole frame: .*score"):
+        short.screen(0)
 
 
 def test_a_chunk_is_a_recording_and_back(recorded: Any) -> None:
