@@ -252,7 +252,7 @@ def test_a_game_that_does_not_come_out_as_recorded_is_damaged() -> None:
     assert len(recording) == 128
     assert "score" in recording.problem
     short = ReplayedRecording(dataclasses.replace(game, keys=game.keys[:20], steps=20, score=-1))
-    with pytest.raises(DataLossError, match="not one whole frame: .*score"):
+    with pytest.raises(DataLossError, match=r"not one whole frame: .*score"):
         short.screen(0)
 
 
