@@ -247,16 +247,22 @@ class SessionCore:
         ]
 
     def _cut_log(self, seq: int) -> None:
-        """Forget what came before step `seq`, and the step: it has arrived."""
+        """Forget what came before step `seq`, and the step: it has arrived.
+
+        A Configure stays until it is answered: an instruction takes effect later than the steps behind it. Sent twice
+        it does what it does once.
+        """
         reached = [i for i, entry in enumerate(self._log) if _step_seq(entry) and _step_seq(entry) <= seq]
+        kept: deque[ps.PlayRequest | Ticket] = deque()
         for _ in range(reached[-1] + 1 if reached else 0):
             entry = self._log.popleft()
             self._log_steps -= bool(_step_seq(entry))
             if isinstance(entry, Ticket):
                 if entry.kind == "configure":
-                    entry.finish(self.opened.config_revision if self.opened else 0)
+                    kept.append(entry)
                 else:
                     entry.finish(entry.request.reset.episode_id)
+        self._log.extendleft(reversed(kept))
 
     def _lose_answers(self, opened: ps.Opened, last: StepResult | None) -> None:
         """Answers from before the last one are gone when their stream is; nobody shall wait for them."""

@@ -107,6 +107,9 @@ class InferenceServer:
         self._exit.push_async_callback(loop.run_in_executor, None, engine.close)
         decoders = ThreadPoolExecutor(2, thread_name_prefix="playserve-decode")
         self._exit.callback(decoders.shutdown)
+        # One is enough: embedding a text takes every core that the library can get.
+        embedders = ThreadPoolExecutor(1, thread_name_prefix="playserve-embed")
+        self._exit.callback(embedders.shutdown, cancel_futures=True)
         self.loader = PolicyLoader(
             self.catalog,
             RuntimeFactory(
@@ -122,7 +125,7 @@ class InferenceServer:
             self._policy_ready,
         )
         self._exit.callback(self.loader.close)
-        servicer = PolicyServicer(self.core, self.loader, _anonymous, decoders, settings.max_message_bytes)
+        servicer = PolicyServicer(self.core, self.loader, _anonymous, decoders, embedders, settings.max_message_bytes)
         await self._listen(servicer)
         await self._set_health("liveness", serving=True)
         await self._set_health("readiness", serving=False)

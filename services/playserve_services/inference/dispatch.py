@@ -82,5 +82,14 @@ def _row(slot: Slot, frame: Frame) -> Row:
     reset, executed, counter = slot.enter(frame)
     settings = frame.settings
     return Row(
-        slot.lease.slot, reset, frame.inputs, executed, slot.seed, counter, settings.temperature, settings.argmax
+        slot.lease.slot,
+        reset,
+        frame.inputs,
+        executed,
+        slot.seed,
+        counter,
+        settings.temperature,
+        settings.argmax,
+        slot.entered_ticks,
+        settings.instruction,
     )

@@ -24,6 +24,7 @@ from playserve.settings import Consent, Pace, Sampling, SamplingMode, VersionPol
 from playserve.v1 import policy_service_pb2 as ps
 from playserve.v1 import types_pb2 as pb
 from playserve_services.inference import convert
+from playserve_services.inference.catalog import LoadedPolicy
 from playserve_services.inference.core import InferenceCore, OpenRequest
 from playserve_services.inference.inbox import next_message
 from playserve_services.inference.loader import PolicyLoader
@@ -49,6 +50,7 @@ class PlayStream:
         context: The stream.
         principal: Who calls.
         decoders: Threads that unpack JPEG.
+        embedders: Threads that embed instructions.
         max_message_bytes: What Opened announces.
     """
 
@@ -59,6 +61,7 @@ class PlayStream:
         context: grpc.aio.ServicerContext[Any, Any],
         principal: str,
         decoders: Executor,
+        embedders: Executor,
         max_message_bytes: int,
     ) -> None:
         self._core = core
@@ -66,6 +69,8 @@ class PlayStream:
         self._context = context
         self._principal = principal
         self._decoders = decoders
+        self._embedders = embedders
+        self._embedding: set[asyncio.Task[None]] = set()
         self._max_message_bytes = max_message_bytes
         self._outbox = Outbox(context)
         self._session: Session | None = None
@@ -80,6 +85,8 @@ class PlayStream:
             await self._outbox.run()
         finally:
             reader.cancel()
+            for task in self._embedding:
+                task.cancel()
             # Only the stream that holds the session may detach it: a newer one may have taken it over.
             if self._session is not None and self._attached:
                 self._core.detach(self._session)
@@ -136,11 +143,13 @@ class PlayStream:
         policy = await self._loader.acquire(message.policy, message.version)
         sampling = message.sampling if message.HasField("sampling") else None
         consent = message.consent if message.HasField("consent") else None
+        settings = convert.open_settings(sampling, message.extras, message.instruction, consent)
+        await self._embed(policy, settings.instruction)
         session = self._core.open(
             OpenRequest(
                 policy=policy,
                 principal=self._principal,
-                settings=convert.open_settings(sampling, message.extras, message.instruction, consent),
+                settings=settings,
                 live=live,
                 follow=follow,
                 rate_hz=convert.live_rate(policy, message.rate_hz, live),
@@ -271,6 +280,39 @@ class PlayStream:
         if message.HasField("consent"):
             allowed = Consent.from_proto(message.consent)
             changes |= {"watch": allowed.watch, "record": allowed.record}
+        text = changes.get("instruction", session.settings.instruction)
+        if text != session.settings.instruction and session.policy.spec.takes_instruction:
+            # The game goes on under the old instruction until the new one is embedded.
+            task = asyncio.create_task(self._embed_and_apply(session, changes))
+            self._embedding.add(task)
+            task.add_done_callback(self._embedding.discard)
+        else:
+            self._apply(session, changes)
+
+    async def _embed_and_apply(self, session: Session, changes: dict[str, Any]) -> None:
+        try:
+            await self._embed(session.policy, changes["instruction"])
+        except PlayserveError as error:
+            self._core.metrics.error(session.policy.spec.name, error.reason)
+            self._outbox.put(convert.step_error(0, error))
+        else:
+            if self._current() is session:
+                self._apply(session, changes)
+
+    async def _embed(self, policy: LoadedPolicy, text: str) -> None:
+        """Embed an instruction where that may take long: neither here nor in the engine."""
+        if not policy.spec.takes_instruction:
+            return
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(self._embedders, policy.runtime.prepare_instruction, text)
+        except PlayserveError:
+            raise
+        except Exception as error:
+            _log.exception("an instruction could not be embedded")
+            raise EngineFailedError("the instruction could not be embedded") from error
+
+    def _apply(self, session: Session, changes: dict[str, Any]) -> None:
         settings = self._core.configure(session, **changes)
         self._outbox.put(ps.PlayResponse(configured=ps.Configured(revision=settings.revision)))
 

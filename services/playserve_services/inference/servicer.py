@@ -31,6 +31,7 @@ class PolicyServicer(policy_service_pb2_grpc.PolicyServiceServicer):
         loader: Finds policies.
         principal_of: Says who calls; raises AccessError.
         decoders: Threads that unpack JPEG.
+        embedders: Threads that embed instructions.
         max_message_bytes: Largest message.
     """
 
@@ -40,18 +41,22 @@ class PolicyServicer(policy_service_pb2_grpc.PolicyServiceServicer):
         loader: PolicyLoader,
         principal_of: Callable[[Context], str],
         decoders: Executor,
+        embedders: Executor,
         max_message_bytes: int,
     ) -> None:
         self._core = core
         self._loader = loader
         self._principal_of = principal_of
         self._decoders = decoders
+        self._embedders = embedders
         self._max_message_bytes = max_message_bytes
 
     async def Play(self, request_iterator: Any, context: Context) -> None:  # type: ignore[override]
         """Serve one session."""
         principal = self._principal_of(context)
-        await PlayStream(self._core, self._loader, context, principal, self._decoders, self._max_message_bytes).run()
+        await PlayStream(
+            self._core, self._loader, context, principal, self._decoders, self._embedders, self._max_message_bytes
+        ).run()
 
     async def Rollout(self, request_iterator: Any, context: Context) -> None:  # type: ignore[override]
         """Serve one evaluator's environments."""
