@@ -42,7 +42,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip check
 	@touch $(STAMP)
 
-demo: $(STAMP) ## Records, trains, serves and plays Breakout and Freeway; a table, and a page in runs/demo.
+demo: $(STAMP) ## Trains, serves and plays Freeway, Breakout and NetHack agents; a table, and a page in runs/demo.
 	$(BIN)/playserve demo --out $(DEMO_OUT)
 
 test: lint types ## Lint, types, import floors and every fast test.
