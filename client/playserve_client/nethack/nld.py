@@ -20,7 +20,7 @@ from playserve.errors import BadSettingError, DataLossError, NotFoundError, Serv
 from playserve_client.nethack.nld_layouts import Found, NldGame, find_games
 from playserve_client.nethack.shard_writer import ShardWriter, recover_shards
 from playserve_client.nethack.tty_dataset import TtyDataset
-from playserve_client.nethack.ttyrec_import import FrameBuffers, import_game
+from playserve_client.nethack.ttyrec_import import FrameDecoder, import_game
 
 __all__ = ["ImportReport", "import_nld"]
 
@@ -159,11 +159,10 @@ def _missing(found: Found, out: Path, report: ImportReport, games: int | None, s
 def _run_here(
     queue: _Queue, out: Path, provenance: Mapping[str, Any], report: ImportReport, progress: Progress
 ) -> None:
-    buffers = FrameBuffers()
-    with ShardWriter(out, provenance=provenance) as writer:
+    with FrameDecoder() as decoder, ShardWriter(out, provenance=provenance) as writer:
         while (game := queue.next()) is not None:
             try:
-                result = import_game(game, writer, buffers, lambda frames: progress(frames, 0))
+                result = import_game(game, writer, decoder, lambda frames: progress(frames, 0))
             except DataLossError as error:
                 report.damaged.append((game.paths[0], str(error)))
             else:
@@ -258,13 +257,12 @@ def _workers(out: Path, provenance: Mapping[str, Any], count: int) -> Iterator[l
 def _work(connection: Connection, out: str, provenance: str) -> None:
     """Live in a worker process: import one game after another until the parent says so, or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the whole group; the parent decides
-    buffers = FrameBuffers()
     try:
-        with ShardWriter(Path(out), provenance=json.loads(provenance)) as writer:
+        with FrameDecoder() as decoder, ShardWriter(Path(out), provenance=json.loads(provenance)) as writer:
             while value := json.loads(connection.recv_bytes()):
                 game = NldGame.from_json(value)
                 try:
-                    result = import_game(game, writer, buffers, _teller(connection))
+                    result = import_game(game, writer, decoder, _teller(connection))
                 except DataLossError as error:
                     _send(connection, {"damaged": str(error)})
                 else:

@@ -7,8 +7,10 @@ import re
 import struct
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Final
 
 import numpy as np
@@ -19,22 +21,18 @@ from playserve_client.nethack.nld_layouts import NldGame, foreign_keys
 from playserve_client.nethack.shard_writer import ShardWriter
 from playserve_client.nethack.tty import TTY_COLUMNS, TTY_ROWS, TtyChunk
 
-__all__ = ["FrameBuffers", "ImportedGame", "check_stream", "import_game"]
+__all__ = ["FrameDecoder", "ImportedGame", "check_stream", "import_game"]
 
 _END_OF_BZ2: Final = 0x177245385090
 _LEVEL: Final = re.compile(rb"(?:Xp|Exp|HD):(\d+)")
-# Frames among which the last status line is looked for.
-_LAST_FRAMES: Final = 256
+# Chunks among which the last status line is looked for.
+_LAST_CHUNKS: Final = 2
 
 
-class FrameBuffers:
-    """Memory that a converter writes frames to, again and again.
+class _Buffers:
+    """Memory that a converter writes frames to, again and again."""
 
-    Args:
-        frames: Frames at once; few, so that they stay in the cache.
-    """
-
-    def __init__(self, frames: int = 128) -> None:
+    def __init__(self, frames: int) -> None:
         self.frames = frames
         self.chars = np.zeros((frames, TTY_ROWS, TTY_COLUMNS), np.uint8)
         self.colors = np.zeros((frames, TTY_ROWS, TTY_COLUMNS), np.int8)
@@ -47,6 +45,64 @@ class FrameBuffers:
         """Decode on; return how many frames there were, fewer than `frames` at the end of the file."""
         left = converter.convert(self.chars, self.colors, self.cursor, self.times, self.keys, self.scores)
         return self.frames - int(left)
+
+    def chunk(self, count: int, *, expert: bool) -> TtyChunk:
+        return TtyChunk(
+            chars=self.chars[:count],
+            colors=self.colors[:count],
+            cursor=np.clip(self.cursor[:count], 0, 255).astype(np.uint8),
+            keys=self.keys[:count],
+            scores=self.scores[:count],
+            expert=np.full(count, expert),
+        )
+
+
+class FrameDecoder:
+    """Decodes ttyrecs in a thread of its own, one piece ahead of who takes the frames; a context manager.
+
+    nle's converter lets go of the interpreter's lock, so that packing and writing cost no time where a core is free.
+
+    Args:
+        frames: Frames of a piece; few, so that they stay in the cache.
+    """
+
+    def __init__(self, frames: int = 256) -> None:
+        self._buffers = (_Buffers(frames), _Buffers(frames))
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="ttyrec")
+
+    def __enter__(self) -> FrameDecoder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown()
+
+    def chunks(self, game: NldGame) -> Iterator[TtyChunk]:
+        """Yield the frames of a game; each chunk is valid until the next is asked for.
+
+        Raises:
+            DataLossError: A file is missing or cut off.
+        """
+        from nle import _pyconverter
+
+        for part, path in enumerate(game.paths):
+            _check_end(Path(path))
+            converter = _pyconverter.Converter(TTY_ROWS, TTY_COLUMNS, game.version)
+            converter.load_ttyrec(path, gameid=1, part=part)
+            current, ahead = self._buffers
+            waiting = self._pool.submit(current.fill, converter)
+            try:
+                count = current.frames
+                while count == current.frames:
+                    count = waiting.result()
+                    if count == current.frames:
+                        waiting = self._pool.submit(ahead.fill, converter)
+                    if count:
+                        yield current.chunk(count, expert=game.meta.has_keys)
+                    current, ahead = ahead, current
+            finally:
+                wait([waiting])  # nobody writes to the buffers when another game begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +119,14 @@ class ImportedGame:
 
 
 def import_game(
-    game: NldGame, writer: ShardWriter, buffers: FrameBuffers, on_frames: Callable[[int], None] = lambda _: None
+    game: NldGame, writer: ShardWriter, decoder: FrameDecoder, on_frames: Callable[[int], None] = lambda _: None
 ) -> ImportedGame:
     """Decode a game and write it.
 
     Args:
         game: Which.
         writer: Where to; no game is begun in it.
-        buffers: For the frames.
+        decoder: Of the frames.
         on_frames: Called with frames decoded, now and then.
 
     Raises:
@@ -78,19 +134,19 @@ def import_game(
     """
     writer.begin(game.meta)
     try:
-        return _import(game, writer, buffers, on_frames)
+        return _import(game, writer, decoder, on_frames)
     except BaseException:
         writer.abort()
         raise
 
 
 def _import(
-    game: NldGame, writer: ShardWriter, buffers: FrameBuffers, on_frames: Callable[[int], None]
+    game: NldGame, writer: ShardWriter, decoder: FrameDecoder, on_frames: Callable[[int], None]
 ) -> ImportedGame:
     keys: list[NDArray[np.uint8]] = []
-    status: deque[NDArray[np.uint8]] = deque(maxlen=-(-_LAST_FRAMES // buffers.frames))
+    status: deque[NDArray[np.uint8]] = deque(maxlen=_LAST_CHUNKS)
     last_score = 1
-    for chunk in _chunks(game, buffers):
+    for chunk in decoder.chunks(game):
         writer.append(chunk)
         keys.append(chunk.keys.copy())
         status.append(chunk.chars[:, 22:].copy())
@@ -108,28 +164,6 @@ def _import(
     level = _experience_level(np.concatenate(status), masked if game.meta.has_keys else 0)
     writer.end(replace(game.meta, steps=frames - masked, experience_level=level), mask_last=masked)
     return ImportedGame(frames, masked)
-
-
-def _chunks(game: NldGame, buffers: FrameBuffers) -> Iterator[TtyChunk]:
-    """Yield the frames of a game, valid until the next are asked for."""
-    from nle import _pyconverter
-
-    for part, path in enumerate(game.paths):
-        _check_end(Path(path))
-        converter = _pyconverter.Converter(TTY_ROWS, TTY_COLUMNS, game.version)
-        converter.load_ttyrec(path, gameid=1, part=part)
-        count = buffers.frames
-        while count == buffers.frames:
-            count = buffers.fill(converter)
-            if count:
-                yield TtyChunk(
-                    chars=buffers.chars[:count],
-                    colors=buffers.colors[:count],
-                    cursor=np.clip(buffers.cursor[:count], 0, 255).astype(np.uint8),
-                    keys=buffers.keys[:count],
-                    scores=buffers.scores[:count],
-                    expert=np.full(count, game.meta.has_keys),
-                )
 
 
 def _check_end(path: Path) -> None:
