@@ -167,7 +167,7 @@ class WorkerPool:
         """Hand actions to rows that wait for them. Thread-safe."""
         table_N3 = np.stack([rows, tags, actions.astype(np.int64)], axis=1)
         owners = self._owner[rows]
-        for index in np.unique(owners).tolist():
+        for index in sorted(set(owners.tolist())):
             table = table_N3[owners == index]
             self._owe(self._handles[index], table[:, 0])
             self._handles[index].send(messages.actions_message(table))

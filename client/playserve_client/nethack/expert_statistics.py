@@ -82,7 +82,7 @@ class ExpertStatistics:
             "expert": self.expert,
             "character": self.character,
             "source": self.source,
-            "made_by": "python -m playserve_client.nethack.expert_statistics",
+            "made_by": "python -m playserve_client.nethack.expert_statistics GAMES --out FILE",
             "counts": self.counts.tolist(),
             "bigram": np.stack([previous, action, self.bigram[previous, action]], axis=1).tolist(),
             "game_fields": list(ExpertGame.__dataclass_fields__),
