@@ -3,8 +3,8 @@
 Both decode the same games with the same number of decoding threads, beside the thread that takes the frames (ours: one
 of each in every worker process; with one worker, in this process). The peer keeps nothing of what it decodes; we check
 every game for damage, pack it and write it to disk. The peer runs in two shapes, a row of 256 frames a thread and
-as many rows of 32 frames as there are games, and its better one counts. Contenders take turns in each round. Reading the
-shards back, as training does it, is measured beside it.
+as many rows of 32 frames as there are games, and its better one counts. Contenders take turns in each round. Reading
+the shards back, as training does it, is measured beside it.
 
     python tests/bench/bench_import.py --data ../shared/data/nld-aa-mini --out runs/bench/import.json
 """
@@ -125,7 +125,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=_REPO.parent / "shared" / "data" / "nld-aa-mini")
     parser.add_argument("--out", type=Path, default=None)
-    parser.add_argument("--games", type=int, default=4, help="games a pass (default %(default)s)")
+    parser.add_argument("--games", type=int, default=6, help="games a pass (default %(default)s)")
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, len(os.sched_getaffinity(0))}))
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()

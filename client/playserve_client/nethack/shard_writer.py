@@ -8,7 +8,7 @@ one folder: each makes its own shards.
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import hashlib
 import json
 import os
@@ -114,7 +114,13 @@ class ShardWriter:
         game.mask_last(mask_last)
         if self._shard is None:
             self._shard = _OpenShard(self._out, self._every, self._provenance)
-        self._shard.add(meta or game.meta, game)
+        try:
+            self._shard.add(meta or game.meta, game)
+        except BaseException:
+            # Half a game may lie behind the whole ones, as after a kill: recover_shards cuts it off.
+            self._shard.leave()
+            self._shard = None
+            raise
         self._game = None
         if self._shard.size >= self._max_bytes:
             self._finish()
@@ -222,7 +228,7 @@ class _OpenShard:
         unborn = out / f".{name}"
         unborn.mkdir()
         self._journal = (unborn / JOURNAL).open("a")
-        fcntl.flock(self._journal, fcntl.LOCK_EX)
+        _lock(self._journal)
         self._header = _header(keyframe_every, provenance)
         _write_line(self._journal, self._header)
         unborn.rename(self._part)
@@ -253,6 +259,13 @@ class _OpenShard:
         self._games.append(entry)
         _write_line(self._journal, entry.to_json())
 
+    def leave(self) -> None:
+        """Leave the shard as it is."""
+        files: list[IO[Any]] = [*self._files.values(), self._journal]
+        for file in files:
+            with contextlib.suppress(OSError):  # what could not be written cannot be flushed either
+                file.close()
+
     def finish(self) -> None:
         for file in self._files.values():
             os.fsync(file.fileno())
@@ -271,6 +284,17 @@ def _header(keyframe_every: int, provenance: Mapping[str, Any]) -> dict[str, Any
         "packages": {"playserve": version("playserve"), "numpy": np.__version__},
         "provenance": dict(provenance),
     }
+
+
+def _lock(file: IO[str]) -> bool:
+    """Lock a file for as long as it is open; return whether nobody else has it."""
+    import fcntl  # here: shards are read, if not written, where there is none
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _write_line(file: IO[str], value: Mapping[str, Any]) -> None:
@@ -330,11 +354,7 @@ def recover_shards(out: Path) -> Recovery:
         except FileNotFoundError:
             continue  # finished, or recovered by another, in this moment
         with journal:
-            try:
-                fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            if not part.exists():
+            if not _lock(journal) or not part.exists():
                 continue
             header, named = _read_journal(journal.read())
             whole = _whole_games(part, named)

@@ -240,6 +240,22 @@ def test_a_writer_that_is_left_by_an_error_forgets_the_game(tmp_path: Path, draw
     assert [meta.seed for meta in TtyDataset.open(tmp_path).games] == [1]
 
 
+def test_a_game_that_cannot_be_written_costs_no_other(tmp_path: Path, drawn: Any) -> None:
+    with ShardWriter(tmp_path) as writer:
+        drawn.write(writer, 1, drawn(1, 5))
+        writer.begin(drawn.meta(2, 5))
+        writer.append(drawn(2, 5))
+        writer._game.pieces["scores"] = ["what the disk refuses"]  # type: ignore[union-attr, list-item]
+        with pytest.raises(TypeError):
+            writer.end()
+        writer.abort()
+        drawn.write(writer, 3, drawn(3, 5))
+    assert recover_shards(tmp_path).games == 1
+    dataset = TtyDataset.open(tmp_path)
+    assert [meta.seed for meta in dataset.games] == [1, 3]
+    assert dataset.verify()[1] == ()
+
+
 def test_wrong_use_is_named(tmp_path: Path, drawn: Any) -> None:
     with ShardWriter(tmp_path) as writer:
         with pytest.raises(StateError, match="no game has begun"):
