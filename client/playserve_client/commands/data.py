@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from playserve.errors import BadSettingError
 from playserve_client.commands import data_nethack
+from playserve_client.commands.counting import show_count
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -109,33 +110,12 @@ def _record_atari(args: argparse.Namespace) -> int:
             "expert_version": expert.version,
         },
     )
-    with _progress(job) as progress:
-        report = record_episodes(job, progress)
+    by_steps = job.steps is not None
+    unit, total = ("steps", job.steps) if by_steps else ("episodes", job.episodes)
+    with show_count(f"recording {job.game}", unit, total, by_steps=by_steps) as counter:
+        report = record_episodes(job, counter.advance)
     _print_report(job, report)
     return 130 if report.interrupted else 0
-
-
-@contextmanager
-def _progress(job: Job) -> Iterator[Callable[[int, int], None]]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
-
-    unit = "steps" if job.steps is not None else "episodes"
-    columns = (
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
-        TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns) as bar:
-        task = bar.add_task(f"recording {job.game}", total=job.steps or job.episodes, rate="")
-        frames = 0
-
-        def progress(steps: int, episodes: int) -> None:
-            nonlocal frames
-            frames += steps
-            elapsed = bar.tasks[0].elapsed or 0.0
-            rate = f"{frames / elapsed:,.0f} frames/s" if elapsed > 1 else ""
-            bar.update(task, advance=steps if job.steps is not None else episodes, rate=rate)
-
-        yield progress
 
 
 def _print_report(job: Job, report: Report) -> None:
