@@ -4,6 +4,9 @@ import bz2
 import json
 import shutil
 import struct
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ _FOLDER = "20261120-215912_7wgrz352"
 _XLOG = "nle.3257.xlogfile"
 _SHORT = "nle.3257.1.ttyrec3.bz2"  # seed 1025: 2,240 steps, then its recorder quit
 _SPACE, _ESC, _QUIT = 32, 27, 241
+_MAIN = "import sys; from playserve.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
 @pytest.fixture
@@ -277,3 +281,25 @@ def test_games_that_we_record_are_imported(tmp_path: Path) -> None:
         np.testing.assert_array_equal(getattr(chunk, name)[: game.steps], value, err_msg=name)
     assert not chunk.expert[game.steps :].any()
     assert chunk.expert[: game.steps].mean() > 0.9
+
+
+def test_a_killed_import_goes_on(shared_data: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "some" / _FOLDER, tmp_path / "out"
+    shutil.copytree(shared_data / "nld-aa-mini" / "nle_data" / _FOLDER, folder)
+    for number, path in enumerate(sorted(folder.glob("*.ttyrec3.bz2"))):
+        if number < 3:  # short games, then long ones
+            path.write_bytes((shared_data / "nld-aa-mini" / "nle_data" / _FOLDER / _SHORT).read_bytes())
+    command = [sys.executable, "-c", _MAIN, "data", "import", "nld", str(tmp_path / "some"), "--out", str(out)]
+    with subprocess.Popen([*command, "--workers", "1"], stdout=subprocess.DEVNULL) as process:
+        while not any(len(path.read_text().splitlines()) > 1 for path in out.glob("*.part/journal.jsonl")):
+            time.sleep(0.02)
+            assert process.poll() is None
+        process.kill()
+    for _ in range(1000):  # the worker finds its parent gone, and finishes its shard
+        if not list(out.glob("*.part")):
+            break
+        time.sleep(0.02)
+    before = len(TtyDataset.open(out).games)
+    assert 1 <= before < len(list(folder.glob("*.ttyrec3.bz2")))
+    report = import_nld(tmp_path / "some", out, games=before + 1, workers=0)
+    assert (report.kept, report.imported) == (before, 1)
