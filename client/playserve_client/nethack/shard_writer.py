@@ -66,7 +66,7 @@ class ShardWriter:
         self,
         out: Path,
         *,
-        keyframe_every: int = 128,
+        keyframe_every: int = 64,
         max_shard_bytes: int = 512 << 20,
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
