@@ -162,9 +162,10 @@ def _index_folders(
             yield from _index_folders(root, folders[:half], source, damaged)
             yield from _index_folders(root, folders[half:], source, damaged)
             return
-    for row, paths, version in rows:
+    for row, paths in rows:
         real = [folders[int(Path(path).parts[0])] / Path(path).name for path in paths]
         name = str(real[0].relative_to(root)).partition(".ttyrec")[0]
+        version = _version(real[0].name)
         yield NldGame(
             meta=_meta(row, name, source, has_keys=version >= 2),
             paths=tuple(str(path) for path in real),
@@ -184,7 +185,8 @@ def _find_altorg(directory: Path, source: str) -> Found:
         except (ValueError, AssertionError, UnicodeDecodeError, sqlite3.Error) as error:
             raise BadSettingError(f"nle.dataset cannot index {directory}: {type(error).__name__} {error}") from error
     games = []
-    for row, paths, version in rows:
+    for row, paths in rows:
+        version = _version(paths[0])
         # The public index hides players behind numbers; so do our names.
         name = hashlib.sha256(paths[0].encode()).hexdigest()[:16]
         games.append(
@@ -201,10 +203,13 @@ def _find_altorg(directory: Path, source: str) -> Found:
     return Found("altorg", tuple(games), (), tuple(sorted(there - named)))
 
 
-def _rows(
-    scratch: Path, root: Path, add: Callable[[str, str, str], None]
-) -> list[tuple[dict[str, Any], list[str], int]]:
-    """Return (row of the table of games, relative paths of its ttyrecs, their version) of each game under a root."""
+def _version(name: str) -> int:
+    """Return the version of a ttyrec by its name: nle's index keeps only one for a whole folder."""
+    return int(name.rpartition(".ttyrec")[2].removesuffix(".bz2") or 1)
+
+
+def _rows(scratch: Path, root: Path, add: Callable[[str, str, str], None]) -> list[tuple[dict[str, Any], list[str]]]:
+    """Return (row of the table of games, relative paths of its ttyrecs) of each game under a root."""
     import nle.dataset as nld
 
     database = str(scratch / "index.db")
@@ -214,9 +219,8 @@ def _rows(
     dataset = nld.TtyrecDataset("games", batch_size=1, dbfilename=database)
     with contextlib.closing(sqlite3.connect(database)) as connection:
         connection.row_factory = sqlite3.Row
-        version = int(nld.db.get_ttyrec_version("games", connection))
         rows = [dict(row) for row in connection.execute("SELECT * FROM games ORDER BY gameid")]
-    return [(row, dataset.get_paths(row["gameid"]), version) for row in rows if dataset.get_paths(row["gameid"])]
+    return [(row, dataset.get_paths(row["gameid"])) for row in rows if dataset.get_paths(row["gameid"])]
 
 
 def _meta(row: Mapping[str, Any], name: str, source: str, *, has_keys: bool) -> GameMeta:
