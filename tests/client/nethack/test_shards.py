@@ -118,6 +118,19 @@ def test_order_and_digest_do_not_depend_on_who_wrote_when(tmp_path: Path, drawn:
     drawn.equal(two.subset([4, 1]).read(1), games[1])
 
 
+def test_the_digest_does_not_depend_on_the_size_of_chunks(tmp_path: Path, drawn: Any) -> None:
+    game = drawn(1, 600, inventory=True, blstats=True)
+    digests = set()
+    for size in (1, 97, 256, 600):
+        with ShardWriter(tmp_path / f"{size}", keyframe_every=50) as writer:
+            writer.begin(drawn.meta(1, 600))
+            for at in range(0, 600, size):
+                writer.append(drawn.part(game, at, at + size))
+            writer.end()
+        digests.add(TtyDataset.open(tmp_path / f"{size}").digest)
+    assert len(digests) == 1
+
+
 def test_a_game_that_is_there_twice_counts_once(tmp_path: Path, drawn: Any) -> None:
     for _ in range(2):
         with ShardWriter(tmp_path) as writer:
