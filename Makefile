@@ -19,10 +19,12 @@ DEMO_OUT ?= runs/demo
 BENCH_OUT ?= runs/bench
 # `make gpu` runs on bare machines: it takes the interpreter that has torch, and makes no environment.
 GPU_PYTHON ?= $(if $(wildcard $(STAMP)),$(BIN)/python,python3)
+# What such a machine is known to lack.
+GPU_WHEELS ?= googleapis-common-protos
 SOURCE_ROOTS := proto client trainer services
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types fix gen baseline bench gpu system-deps constraints clean distclean
+.PHONY: help install demo test lint types fix gen baseline bench gpu gpu-wheels system-deps constraints clean distclean
 
 help: ## Lists the targets.
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,8 +76,12 @@ bench: $(STAMP) ## The budgets, measured; results in runs/bench.
 		$(BIN)/python $$script --out $(BENCH_OUT)/$${name#bench_}.json $(BENCH_ARGS) || status=1; \
 	done; exit $$status
 
-gpu: ## Every GPU test and benchmark, on a machine with torch and nothing of ours installed.
+gpu: ## Every GPU test and benchmark, on a machine with torch and nothing of ours installed (needs: deploy/dev/README.md).
 	$(GPU_PYTHON) deploy/dev/gpu.py $(PYTEST_ARGS)
+
+gpu-wheels: $(STAMP) ## Fetches into .wheels what an offline machine with torch lacks for `make gpu`.
+	$(BIN)/python -m pip download --quiet --no-deps --only-binary=:all: -c constraints.txt $(PIP_ARGS) \
+		-d .wheels $(GPU_WHEELS)
 
 system-deps: ## Installs the Debian packages that some tests need (as root; else says what it would install).
 	bash deploy/dev/system-deps.sh

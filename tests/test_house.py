@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -213,6 +214,42 @@ def test_gpu_tests_need_nothing_that_a_bare_machine_lacks() -> None:
         }
         top |= {(node.module or "").partition(".")[0] for node in tree.body if isinstance(node, ast.ImportFrom)}
         assert not top & {"nle", "ale_py", "gymnasium", "cv2", "tritonclient", "lz4", "simplejpeg"}, name
+
+
+def test_gpu_tests_say_what_a_machine_lacks_and_take_it_from_wheels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gpu
+
+    monkeypatch.setattr(gpu, "NEEDED", {"sys": "python", "not_on_this_machine.part": "not-on-this-machine"})
+    assert gpu.unpacked_wheels(tmp_path / "wheels", tmp_path / "site") == []
+    assert gpu.missing("") == ["not-on-this-machine"]
+    (tmp_path / "wheels").mkdir()
+    with zipfile.ZipFile(tmp_path / "wheels" / "not_on_this_machine-1-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("not_on_this_machine/part.py", "")
+    roots = gpu.unpacked_wheels(tmp_path / "wheels", tmp_path / "site")
+    assert roots == [str(tmp_path / "site")]
+    assert gpu.missing(os.pathsep.join(roots)) == []
+
+
+def test_gpu_tests_are_collected_by_the_settings_of_bare_machines() -> None:
+    # As on such a machine: its own settings, and a device that torch does not see here.
+    pretend = "import sys, gpu; gpu.device_name = lambda: 'a GPU'; sys.exit(gpu.main(['--collect-only', '-q']))"
+    done = run(sys.executable, "-c", pretend, PYTHONPATH=str(ROOT / "deploy/dev"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "test_gpu.py::" in done.stdout
+
+
+def test_gpu_tests_import_with_what_make_gpu_asks_for() -> None:
+    import gpu
+
+    assert gpu.missing("") == []
+    asked = {"torch", *(name.partition(".")[0] for name in gpu.NEEDED)}
+    modules = set()
+    for name in (*gpu.gpu_tests(), "tests/support/rig.py"):  # the rig is what conftest.py beside them imports
+        tree = ast.parse((ROOT / name).read_text(encoding="utf-8"))
+        modules |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    imported(sorted({*EXTRAS, "lint_imports"} - asked), sorted(m for m in modules if m.partition(".")[0] in PACKAGES))
 
 
 def test_system_deps_succeeds_without_root(tmp_path: Path) -> None:
