@@ -37,7 +37,8 @@ _CODES = 128 * _COLORS  # of (character, colour)
 _SPACE = 32
 _RADIUS = 4
 _CODE_SIZE = 16  # numbers that embed one cell of the crop
-_WORD_CODES = 8192
+_MESSAGE_CODES = 4096
+_STATUS_CODES = 512  # few words stand there
 _MESSAGE_WORDS = 16
 _STATUS_WORDS = 12
 _STATUS_NUMBERS = 12
@@ -54,8 +55,8 @@ class NetHackEncoder(nn.Module):
     def __init__(self, config: NetHackConfig) -> None:
         super().__init__()
         width = config.width
-        self.message = _Words((0,), _MESSAGE_WORDS, width, digits=True)
-        self.status_words = _Words((23,), _STATUS_WORDS, width, digits=False)
+        self.message = _Words(0, _MESSAGE_WORDS, _MESSAGE_CODES, width, digits=True)
+        self.status_words = _Words(23, _STATUS_WORDS, _STATUS_CODES, width, digits=False)
         self.status = _Status(width)
         self.crop = _Crop(width)
         self.zones = _Zones(width)
@@ -97,18 +98,17 @@ class NetHackEncoder(nn.Module):
 
 
 class _Words(nn.Module):
-    """Embeddings of the words of some rows, added up."""
+    """Embeddings of the words of a row of the screen, added up."""
 
-    def __init__(self, rows: Sequence[int], num_words: int, width: int, *, digits: bool) -> None:
+    def __init__(self, row: int, num_words: int, num_codes: int, width: int, *, digits: bool) -> None:
         super().__init__()
-        self.rows = rows
-        self.codes = WordCodes(_COLUMNS, num_words, _WORD_CODES, digits=digits)
-        self.bag = nn.EmbeddingBag(_WORD_CODES, width, mode="sum", padding_idx=0)
+        self.row = row
+        self.codes = WordCodes(_COLUMNS, num_words, num_codes, digits=digits)
+        self.bag = nn.EmbeddingBag(num_codes, width, mode="sum", padding_idx=0)
         nn.init.normal_(self.bag.weight, std=0.02)
 
     def forward(self, chars_NRC: Tensor) -> Tensor:
-        codes = torch.cat([self.codes(chars_NRC[:, row]) for row in self.rows], dim=1)
-        vectors_ND: Tensor = self.bag(codes)
+        vectors_ND: Tensor = self.bag(self.codes(chars_NRC[:, self.row]))
         return vectors_ND
 
 

@@ -36,7 +36,7 @@ class NetHackPolicy(Policy):
         self.encoder = NetHackEncoder(config)
         self.core: LSTMCore | TransformerCore = LSTMCore(config) if config.core == "lstm" else TransformerCore(config)
         self.head = nn.Linear(config.width, config.num_actions)
-        # Not smaller, though the first loss is then above ln(A): it takes many steps until a small head teaches the rest.
+        # Not smaller, though the first loss is above ln(A) so: a small head takes many steps until it teaches the rest.
         nn.init.normal_(self.head.weight, std=config.width**-0.5)
         nn.init.zeros_(self.head.bias)
 
