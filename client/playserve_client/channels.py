@@ -145,6 +145,8 @@ class ClientSettings:
             policy: The policy that it is about, where one is known.
             route: Routing key of its session or rollout.
         """
+        if not (policy.isascii() and policy.isprintable()):
+            policy = ""  # no header can hold it, and no server has it: that is the server's to say
         pairs = (("authorization", f"Bearer {self.api_key}" if self.api_key else ""), (POLICY_KEY, policy),
                  (ROUTE_KEY, route))  # fmt: skip
         return tuple((key, value) for key, value in pairs if value)

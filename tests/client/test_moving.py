@@ -169,6 +169,15 @@ async def test_a_session_that_has_ended_there_is_not_found(kind: str, servers: A
             await settle(session.step(FRAME))
 
 
+async def test_a_name_that_no_header_can_hold_is_the_server_s_to_refuse(kind: str, servers: Any) -> None:
+    async with client(kind, servers[0].address) as c:
+        for name in ("größe", "a\nb", "\x00"):
+            with pytest.raises(PolicyNotFoundError):
+                await settle(c.play(name))
+            with pytest.raises(PolicyNotFoundError):
+                await settle(c.get_policy(name))
+
+
 def test_servers_that_send_a_player_round_in_circles() -> None:
     core = SessionCore(ps.Open(resume_token=b"1"), (), pb.ClientInfo())
     for n in range(8):
