@@ -91,8 +91,9 @@ def costly() -> Policy:
 
 
 def nethack() -> Policy:
-    """Return an LSTM of the `nethack` family with about a million parameters; untrained, it plays like chance."""
+    """Return the untrained LSTM of the `nethack` family that is nearest to a million parameters."""
     from playserve_trainer.models.nethack import NetHackConfig, NetHackPolicy
 
     torch.manual_seed(0)
-    return NetHackPolicy(NetHackConfig(width=48)).eval()
+    policies = (NetHackPolicy(NetHackConfig(width=width)) for width in range(32, 257, 16))
+    return min(policies, key=lambda policy: abs(policy.num_params() - 1_000_000)).eval()

@@ -37,7 +37,7 @@ _GOAL = 0.8
 _JITTER = (
     0.3  # relative spread (interquartile range over median) of the in-process arm beyond which nothing is concluded
 )
-_WARM_S = 1.0
+_WARM_S = 2.5  # the evaluator tries two sizes of message, a second each, before it knows the better one
 _ENDLESS = 1000  # episodes: more than any window begins
 
 
@@ -197,7 +197,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=4.0, help="of one arm of a round (default %(default)s)")
     parser.add_argument(
-        "--least", type=float, nargs="+", default=[0.25, 0.5], metavar="SHARE",
+        "--least", type=float, nargs="+", default=[0.5, 1.0], metavar="SHARE",
         help="of the rows that the bare loop waits for; the best one counts (default %(default)s)",
     )  # fmt: skip
     parser.add_argument(

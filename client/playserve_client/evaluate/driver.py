@@ -164,7 +164,10 @@ class Driver:
             started = time.monotonic()
             self._assign()
             while self._queue or self._current:
-                self._handle(self._pool.poll(_TICK_S))
+                patience_s = _TICK_S if self._stream is None else self._stream.patience_s(_TICK_S)
+                self._handle(self._pool.poll(patience_s))
+                if self._stream is not None:
+                    self._stream.flush()
         finally:
             self.report.seconds = time.monotonic() - started
             self._close_stream()
@@ -187,7 +190,7 @@ class Driver:
             rollout.close()
             raise
         self._version = rollout.spec.version
-        self._stream = EvaluatorStream(rollout, self._inputs, self._pool.act, self._pool.wake)
+        self._stream = EvaluatorStream(rollout, self._inputs, self._pool.act, self._pool.wake, self._pool.stepping)
 
     def _inputs(self, rows: Sequence[int]) -> dict[str, NDArray[Any]]:
         return {name: self._pool.read(shown, rows) for name, shown in self._names.items()}

@@ -172,6 +172,10 @@ class WorkerPool:
             self._owe(self._handles[index], table[:, 0])
             self._handles[index].send(messages.actions_message(table))
 
+    def stepping(self) -> bool:
+        """Return whether any worker owes an observation or a result. Thread-safe."""
+        return bool(self._owing.any())
+
     def wake(self) -> None:
         """Let :meth:`poll` return. Thread-safe."""
         with self._wake_lock:

@@ -25,6 +25,7 @@ from playserve.errors import (
 )
 from playserve.specs import PolicySpec
 from playserve_client.channels import stream_was_lost
+from playserve_client.evaluate.gathering import Gathering
 from playserve_client.rollout import Rollout
 
 __all__ = ["Deliver", "EvaluatorStream", "Read", "may_reopen", "reopen"]
@@ -43,13 +44,15 @@ class EvaluatorStream:
     """Sends rows and delivers their actions.
 
     A message costs the processor as much as many rows do, so rows that become ready while a message is on its way wait
-    for one another until they are half of all, or its answer is here: nobody waits longer than one answer takes.
+    for one another until they are half of all, or all of them (`gathering` finds out which is faster), or its answer is
+    here: nobody waits longer than one answer takes, and a few milliseconds for all.
 
     Args:
         rollout: An open rollout; closed with this.
         read: Returns the inputs of rows that were submitted.
         deliver: Takes the actions.
-        wake: Called after an error was put where :meth:`take_error` finds it.
+        wake: Called after an error was put where :meth:`take_error` finds it, and where :meth:`patience_s` changed.
+        stepping: Returns whether any environment is stepped or reset now. Thread-safe.
         silence_s: How long rows may wait for the server.
     """
 
@@ -59,13 +62,17 @@ class EvaluatorStream:
         read: Read,
         deliver: Deliver,
         wake: Callable[[], None],
+        stepping: Callable[[], bool] = lambda: False,
         silence_s: float = _SILENCE_S,
     ) -> None:
         self._rollout, self._read, self._deliver, self._wake = rollout, read, deliver, wake
+        self._stepping = stepping
         self._silence_s = silence_s
         self._errors: queue.SimpleQueue[PlayserveError] = queue.SimpleQueue()
         self._closing = False
         self._lock = threading.Lock()  # guards what follows; rows are sent by whichever thread finds them sendable
+        self._gathering = Gathering(rollout.num_envs)
+        self._held_since: float | None = None
         self._pending: list[tuple[int, int, int]] = []
         self._messages_of: dict[int, deque[int]] = {}  # by row, in the order of its answers
         self._rows_left: dict[int, int] = {}  # by message that is on its way
@@ -88,9 +95,23 @@ class EvaluatorStream:
             self._pending.extend(rows)
             self._send_pending()
 
+    def patience_s(self, most_s: float) -> float:
+        """Return how long :meth:`flush` may be left uncalled, at most `most_s`."""
+        with self._lock:
+            if self._held_since is None:
+                return most_s
+            return min(most_s, max(0.0, self._held_since + self._gathering.hold_s - time.monotonic()))
+
+    def flush(self) -> None:
+        """Send what has waited long enough for others."""
+        if self._held_since is not None:
+            with self._lock:
+                self._send_pending()
+
     def _send_pending(self) -> None:
-        if not self._pending or (self._rows_left and 2 * len(self._pending) < self._rollout.num_envs):
+        if not self._pending or self._waits():
             return
+        self._held_since = None
         # A row that was begun anew while it waited is there twice: the newer one counts.
         newest = {row: (tag, seed) for row, tag, seed in self._pending}
         self._pending = []
@@ -105,6 +126,19 @@ class EvaluatorStream:
             )
         except PlayserveError as error:
             self._trouble(error)
+
+    def _waits(self) -> bool:
+        """Return whether pending rows wait for more."""
+        if len(self._pending) >= self._gathering.rows:
+            return False
+        if self._rows_left:
+            return True
+        hold_s, now = self._gathering.hold_s, time.monotonic()
+        if not hold_s or not self._stepping():
+            return False
+        if self._held_since is None:
+            self._held_since = now
+        return now - self._held_since < hold_s
 
     def _account(self, rows: Iterable[int]) -> None:
         """Take rows off their messages; before their actions are delivered, or they might be on their way again."""
@@ -147,8 +181,13 @@ class EvaluatorStream:
             else:
                 self._account(batch.env_ids.tolist())
                 self._deliver(batch.env_ids, batch.episode_ids, np.asarray(batch.actions))
+                self._gathering.answered(len(batch.env_ids))
             with self._lock:
+                held = self._held_since
                 self._send_pending()
+                newly_held = held is None and self._held_since is not None
+            if newly_held:
+                self._wake()
         return None
 
     def _trouble(self, error: PlayserveError) -> None:
