@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Final
 
@@ -26,7 +27,7 @@ __all__ = ["FrameDecoder", "ImportedGame", "check_stream", "import_game"]
 _END_OF_BZ2: Final = 0x177245385090
 _LEVEL: Final = re.compile(rb"(?:Xp|Exp|HD):(\d+)")
 # Chunks among which the last status line is looked for.
-_LAST_CHUNKS: Final = 2
+_LAST_CHUNKS: Final = 3
 
 
 class _Buffers:
@@ -58,16 +59,18 @@ class _Buffers:
 
 
 class FrameDecoder:
-    """Decodes ttyrecs in a thread of its own, one piece ahead of who takes the frames; a context manager.
+    """Decodes ttyrecs in a thread of its own, some pieces ahead of who takes the frames; a context manager.
 
-    nle's converter lets go of the interpreter's lock, so that packing and writing cost no time where a core is free.
+    nle's converter lets go of the interpreter's lock, so that packing and writing cost no time where a core is free,
+    and the thread never waits for another to wake up.
 
     Args:
         frames: Frames of a piece; few, so that they stay in the cache.
+        pieces: How many there are.
     """
 
-    def __init__(self, frames: int = 256) -> None:
-        self._buffers = (_Buffers(frames), _Buffers(frames))
+    def __init__(self, frames: int = 128, pieces: int = 4) -> None:
+        self._buffers = tuple(_Buffers(frames) for _ in range(pieces))
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="ttyrec")
 
     def __enter__(self) -> FrameDecoder:
@@ -90,19 +93,35 @@ class FrameDecoder:
             _check_end(Path(path))
             converter = _pyconverter.Converter(TTY_ROWS, TTY_COLUMNS, game.version)
             converter.load_ttyrec(path, gameid=1, part=part)
-            current, ahead = self._buffers
-            waiting = self._pool.submit(current.fill, converter)
+            free: SimpleQueue[_Buffers | None] = SimpleQueue()
+            ready: SimpleQueue[tuple[_Buffers, int] | None] = SimpleQueue()
+            for buffers in self._buffers:
+                free.put(buffers)
+            work = self._pool.submit(_decode, converter, free, ready)
             try:
-                count = current.frames
-                while count == current.frames:
-                    count = waiting.result()
-                    if count == current.frames:
-                        waiting = self._pool.submit(ahead.fill, converter)
+                while (piece := ready.get()) is not None:
+                    buffers, count = piece
                     if count:
-                        yield current.chunk(count, expert=game.meta.has_keys)
-                    current, ahead = ahead, current
+                        yield buffers.chunk(count, expert=game.meta.has_keys)
+                    free.put(buffers)
+                work.result()
             finally:
-                wait([waiting])  # nobody writes to the buffers when another game begins
+                free.put(None)
+                wait([work])  # nobody writes to the buffers when another file begins
+
+
+def _decode(
+    converter: Any, free: SimpleQueue[_Buffers | None], ready: SimpleQueue[tuple[_Buffers, int] | None]
+) -> None:
+    """Fill buffers until the file ends, or None comes; say None when done."""
+    try:
+        while (buffers := free.get()) is not None:
+            count = buffers.fill(converter)
+            ready.put((buffers, count))
+            if count < buffers.frames:
+                return
+    finally:
+        ready.put(None)
 
 
 @dataclass(frozen=True, slots=True)
