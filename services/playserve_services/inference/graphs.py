@@ -179,8 +179,12 @@ class CudaGraphSteps:
                     pack(self._step(staged.device))
             current.wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            # The engine's thread goes on with other policies meanwhile: only this thread's calls are captured.
-            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+            # The engine's thread goes on with other policies meanwhile: only this thread's calls are captured. A
+            # capture that fails leaves its stream behind as the current one; the outer block takes that back.
+            with (
+                torch.cuda.stream(current),
+                torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"),
+            ):
                 packed = pack(self._step(staged.device))
         self._graphs[staged.size] = graph, packed
 
