@@ -28,11 +28,11 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "": MappingProxyType(
             {
-                "model": {"width": 256},
+                "model": {"width": 192},
                 "batch_size": 16,
                 "sequence_length": 32,
                 "optimizer": "adamw",
-                "lr": 2e-3,
+                "lr": 3e-3,
                 "weight_decay": 0.01,
                 "beta2": 0.99,
                 "clip_norm": 1.0,
