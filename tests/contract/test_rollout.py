@@ -170,8 +170,6 @@ def test_an_executed_action_without_a_row(rollout: RolloutOf) -> None:
 
 @pytest.mark.parametrize("reason", ["BAD_ACTION", "EXECUTED_UNKNOWN"])
 def test_a_refused_executed_action_costs_its_row_and_no_other(target: Any, rollout: RolloutOf, reason: str) -> None:
-    if target.name == "server":
-        pytest.skip("playserve serve: a refused executed action is answered beside its row, or costs the message")
     stream, twin = rollout("memory"), rollout("memory")
     first = [0, 1] if reason == "EXECUTED_UNKNOWN" else [0, 1, 2]
     assert stream.rows(first, 1).actions(len(first)) == twin.rows(first, 1).actions(len(first))

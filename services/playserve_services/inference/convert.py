@@ -7,8 +7,8 @@ from typing import cast
 
 import numpy as np
 
-from playserve.codec import action_from_proto, encode
-from playserve.errors import BadActionError, NotImplementedHereError, PlayserveError, RateMismatchError, to_status
+from playserve.codec import encode, executed_from_proto
+from playserve.errors import NotImplementedHereError, PlayserveError, RateMismatchError, to_status
 from playserve.settings import Consent, Extras, Sampling, SamplingMode, check_instruction, check_rate
 from playserve.specs import DiscreteActionSpec
 from playserve.v1 import policy_service_pb2 as ps
@@ -53,11 +53,9 @@ def executed_action(
     policy: LoadedPolicy, action: pb.Action, source: pb.ActionSource.ValueType
 ) -> tuple[int, ...] | None:
     """Return what was executed as one number a head; None: nothing, or unknown."""
-    if source in (pb.ACTION_SOURCE_NONE, pb.ACTION_SOURCE_UNKNOWN):
+    value = executed_from_proto(action, source, policy.spec.action)
+    if value is None:
         return None
-    if source not in (pb.ACTION_SOURCE_POLICY, pb.ACTION_SOURCE_HUMAN):
-        raise BadActionError(f"action source {source}, wanted one of 1 to 4")
-    value = action_from_proto(action, policy.spec.action)
     if not isinstance(value, int):
         raise NotImplementedHereError("desktop actions are not served by this version")
     return (value,)

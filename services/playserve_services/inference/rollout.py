@@ -155,18 +155,12 @@ class RolloutStream:
         slots = self._slots(session, step)
         assert self._decoder is not None  # noqa: S101 - set with the session
         stacked = self._decoder.decode_rows(step.inputs, len(slots))
-        executed = [
-            (self._slot(session, row.env_id), convert.executed_action(session.policy, row.action, row.source))
-            for row in step.executed
-        ]
-        for slot, action in executed:
-            try:
-                slot.executed(slot.seen_seq, action)
-            except PlayserveError as error:
-                self._refuse(session, slot.row, error)
+        refused = self._executed(session, step)
         seeds = step.episode_seeds or [derive_seed(self._seed, episode) for episode in step.episode_ids]
         decode_ns = time.monotonic_ns() - arrived_ns
         for i, slot in enumerate(slots):
+            if slot.row in refused:
+                continue  # answered by its error
             frame = Frame(
                 seq=slot.seen_seq + 1,
                 episode_id=step.episode_ids[i],
@@ -181,6 +175,19 @@ class RolloutStream:
             except PlayserveError as error:
                 self._refuse(session, slot.row, error)
         self._core.pump_soon()
+
+    def _executed(self, session: Session, step: ps.RolloutStep) -> set[int]:
+        """Take note of what was executed; return the environments where that was refused."""
+        told = [(self._slot(session, row.env_id), row) for row in step.executed]
+        refused: dict[int, PlayserveError] = {}
+        for slot, row in told:
+            try:
+                slot.executed(slot.seen_seq, convert.executed_action(session.policy, row.action, row.source))
+            except PlayserveError as error:
+                refused[slot.row] = error
+        for env_id, why in refused.items():
+            self._refuse(session, env_id, why)
+        return set(refused)
 
     def _slot(self, session: Session, env_id: int) -> Slot:
         if env_id >= len(session.slots):
