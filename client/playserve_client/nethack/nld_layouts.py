@@ -11,8 +11,9 @@ import hashlib
 import io
 import sqlite3
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -133,16 +134,26 @@ def _find_nle(directory: Path, source: str) -> Found:
             f"{directory} has no *.xlogfile in any depth, and no xlogfile.*: wanted NLE's layout or NAO's"
         )
     damaged: list[tuple[str, str]] = []
-    games = sorted(_index_folders(directory, folders, source, damaged), key=lambda game: game.meta.name)
+    games = _distinct(_index_folders(folders, source, damaged), directory)
     named = {path for game in games for path in game.paths}
     bad = {path for path, _ in damaged}
     there = (str(path) for folder in folders if str(folder) not in bad for path in folder.glob("*.ttyrec*.bz2"))
     return Found("nle", tuple(games), tuple(damaged), tuple(sorted(set(there) - named)))
 
 
-def _index_folders(
-    root: Path, folders: Sequence[Path], source: str, damaged: list[tuple[str, str]]
-) -> Iterator[NldGame]:
+def _distinct(games: Iterable[NldGame], root: Path) -> list[NldGame]:
+    """Return the games by their names; games of the same name, in folders of the same name, go by their whole path."""
+    ordered = sorted(games, key=lambda game: (game.meta.name, game.paths))
+    often = Counter(game.meta.name for game in ordered)
+
+    def renamed(game: NldGame) -> NldGame:
+        name = str(Path(game.paths[0]).relative_to(root)).partition(".ttyrec")[0]
+        return replace(game, meta=replace(game.meta, name=name))
+
+    return [game if often[game.meta.name] == 1 else renamed(game) for game in ordered]
+
+
+def _index_folders(folders: Sequence[Path], source: str, damaged: list[tuple[str, str]]) -> Iterator[NldGame]:
     """Yield the games of some folders; where nle.dataset fails on one, the others are read without it."""
     import nle.dataset as nld
 
@@ -159,12 +170,13 @@ def _index_folders(
                 damaged.append((str(folders[0]), f"nle.dataset cannot index it: {type(error).__name__} {error}"))
                 return
             half = len(folders) // 2
-            yield from _index_folders(root, folders[:half], source, damaged)
-            yield from _index_folders(root, folders[half:], source, damaged)
+            yield from _index_folders(folders[:half], source, damaged)
+            yield from _index_folders(folders[half:], source, damaged)
             return
     for row, paths in rows:
         real = [folders[int(Path(path).parts[0])] / Path(path).name for path in paths]
-        name = str(real[0].relative_to(root)).partition(".ttyrec")[0]
+        # The same whatever folder above it is imported: by its name a game keeps its side of the split.
+        name = f"{real[0].parent.resolve().name}/{real[0].name}".partition(".ttyrec")[0]
         version = _version(real[0].name)
         yield NldGame(
             meta=_meta(row, name, source, has_keys=version >= 2),

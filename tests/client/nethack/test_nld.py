@@ -87,7 +87,7 @@ def test_a_game_is_imported_frame_by_frame(one_game: Path, tmp_path: Path) -> No
     # 2,240 steps of the bot, then M-q, y and eight closing screens.
     assert chunk.expert.tolist() == [True] * 2240 + [False] * 10
     meta = dataset.games[0]
-    assert (meta.name, meta.character, meta.source) == (f"nle_data/{_FOLDER}/nle.3257.1", "mon-hum-neu-mal", "nld-aa")
+    assert (meta.name, meta.character, meta.source) == (f"{_FOLDER}/nle.3257.1", "mon-hum-neu-mal", "nld-aa")
     assert (meta.score, meta.steps, meta.turns, meta.depth, meta.experience_level) == (402, 2240, 1280, 2, 3)
     assert (meta.end, meta.seed, meta.has_keys) == ("quit", None, True)
     assert json.loads((tmp_path / "out" / "import.json").read_text())["frames"] == 2250
@@ -99,6 +99,17 @@ def test_a_second_import_keeps_what_is_there(one_game: Path, tmp_path: Path) -> 
     report = import_nld(one_game, tmp_path / "out", workers=0)
     assert (report.imported, report.kept, report.frames) == (0, 1, 0)
     assert TtyDataset.open(tmp_path / "out").digest == before
+
+
+def test_a_game_has_one_name_whatever_folder_is_imported(one_game: Path, tmp_path: Path) -> None:
+    folder = one_game / "nle_data" / _FOLDER
+    names = [find_games(path).games[0].meta.name for path in (one_game, folder.parent, folder)]
+    assert names == [f"{_FOLDER}/nle.3257.1"] * 3
+    shutil.copytree(folder, one_game / "again" / _FOLDER)
+    assert [game.meta.name for game in find_games(one_game).games] == [
+        f"again/{_FOLDER}/nle.3257.1",
+        f"nle_data/{_FOLDER}/nle.3257.1",
+    ]
 
 
 def test_damaged_games_are_named_counted_and_skipped(one_game: Path, tmp_path: Path) -> None:
@@ -131,9 +142,9 @@ def test_damaged_games_are_named_counted_and_skipped(one_game: Path, tmp_path: P
         "xlog",
     }
     assert report.unfinished == [str(killed / "nle.3257.77.ttyrec3.bz2")]
-    assert sorted(meta.name for meta in TtyDataset.open(tmp_path / "out").games) == [
+    assert [meta.name for meta in TtyDataset.open(tmp_path / "out").games] == [
+        f"{_FOLDER}/nle.3257.1",
         "killed/nle.3257.1",
-        f"nle_data/{_FOLDER}/nle.3257.1",
     ]
 
 
