@@ -11,17 +11,25 @@ from rig import Rig
 
 from playserve_services.inference.sessions import Answer, Frame, Session, Settings
 from playserve_trainer.models.atari import AtariConfig, AtariPolicy
+from playserve_trainer.models.nethack import NetHackConfig, NetHackPolicy
 from playserve_trainer.models.policy import UNKNOWN_ACTION, Policy
 from playserve_trainer.models.tiny_recurrent import TinyRecurrentConfig, TinyRecurrentPolicy
 
 STEPS = 24
 RESET_AT = 11  # a new episode begins here
+FAMILIES = ["atari", "nethack/lstm", "nethack/transformer", "tiny_recurrent"]
 
 
 def make(family: str) -> Policy:
     torch.manual_seed(3)
     if family == "atari":
         return AtariPolicy(AtariConfig(game="breakout", num_actions=4, width=3)).eval()
+    if family.startswith("nethack"):
+        core = family.partition("/")[2]
+        config = NetHackConfig(
+            width=64, num_actions=8, core=core, layers=2, context=5
+        )  # wraps before and after a reset
+        return NetHackPolicy(config).eval()
     return TinyRecurrentPolicy(TinyRecurrentConfig()).eval()
 
 
@@ -65,7 +73,7 @@ def played(policy: Policy, num_mates: int, *, fixed: bool) -> list[Answer]:
 
 
 @pytest.mark.parametrize("num_mates", [0, 5])
-@pytest.mark.parametrize("family", ["atari", "tiny_recurrent"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_service_gives_the_distribution_of_the_training_forward(family: str, num_mates: int) -> None:
     policy = make(family)
     answers = played(policy, num_mates, fixed=False)
@@ -85,7 +93,7 @@ def test_the_service_gives_the_distribution_of_the_training_forward(family: str,
         assert log_probs[t, actions[t]].item() == pytest.approx(log_probs[t].max().item(), abs=1e-5)
 
 
-@pytest.mark.parametrize("family", ["atari", "tiny_recurrent"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_in_fixed_batch_mode_mates_change_no_bit(family: str) -> None:
     policy = make(family)
     alone, among = played(policy, 0, fixed=True), played(policy, 5, fixed=True)
