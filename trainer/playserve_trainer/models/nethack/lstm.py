@@ -5,6 +5,7 @@ Shape legend: B rows, T steps, D width, L layers.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Mapping
 
@@ -73,7 +74,11 @@ class LSTMCore(nn.Module):
         return x_BD + y_1BD.squeeze(0)
 
     def _run(self, x_TBD: Tensor, hidden_LBD: Tensor, cell_LBD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        y_TBD, (hidden_LBD, cell_LBD) = self.lstm(x_TBD.contiguous(), (hidden_LBD.contiguous(), cell_LBD.contiguous()))
+        # oneDNN has no bfloat16 LSTM on most CPUs: there it stays in float32, whatever autocast wants.
+        on_cpu = x_TBD.device.type == "cpu"
+        with torch.autocast("cpu", enabled=False) if on_cpu else contextlib.nullcontext():
+            state = (hidden_LBD.contiguous(), cell_LBD.contiguous())
+            y_TBD, (hidden_LBD, cell_LBD) = self.lstm(x_TBD.contiguous(), state)
         return y_TBD, hidden_LBD, cell_LBD
 
 
