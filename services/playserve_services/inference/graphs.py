@@ -105,9 +105,10 @@ class CompiledSteps:
         self._compiled: dict[int, StepFunction] = {}
         self.num_compiled = 0
         # Here, since it costs a second, and few servers compile.
-        from torch._dynamo import lookup_backend
+        from torch._dynamo import config, lookup_backend
         from torch._dynamo.exc import TorchDynamoException
 
+        self._config: Any = config
         self._lookup = lookup_backend
         self._compiler_error: type[Exception] = TorchDynamoException
 
@@ -125,7 +126,9 @@ class CompiledSteps:
         step = cast(types.FunctionType, self._step)
         own = types.FunctionType(step.__code__.replace(), step.__globals__, step.__name__, None, step.__closure__)
         compiled = torch.compile(own, backend=compile_once, dynamic=False, fullgraph=True)
-        compiled(staged.device)
+        # Steps of LSTMs run their cells; torch would refuse them for the module that holds the weights.
+        with self._config.patch(allow_rnn=True):
+            compiled(staged.device)
         sealed = True
         self._compiled[staged.size] = compiled
 

@@ -180,7 +180,7 @@ class _Zones(nn.Module):
     def counts(self, chars_NRC: Tensor, colors_NRC: Tensor, row_N: Tensor, column_N: Tensor) -> Tensor:
         """Return whole numbers [N, Z * K]."""
         zone_NRC = self.zones_of_cells(row_N, column_N)
-        if chars_NRC.device.type == "cpu":
+        if chars_NRC.device.type == "cpu" and not torch.compiler.is_compiling():
             return self._counts_of_filled(chars_NRC[:, _MAP], colors_NRC[:, _MAP], zone_NRC)
         return self.counts_of_all(chars_NRC, colors_NRC, zone_NRC)
 
