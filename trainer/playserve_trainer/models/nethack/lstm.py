@@ -68,15 +68,23 @@ class LSTMCore(nn.Module):
     def step(self, x_BD: Tensor, memory: Memory) -> Tensor:
         """Advance the slots by one step; return vectors [B, D]."""
         hidden_LBD, cell_LBD = (memory.read(name).transpose(0, 1).to(x_BD.dtype) for name in ("hidden", "cell"))
-        y_BD, hidden, cell = x_BD, [], []
+        if torch.compiler.is_compiling():
+            y_BD, hidden_LBD, cell_LBD = self._cells(x_BD, hidden_LBD, cell_LBD)
+        else:
+            y_1BD, hidden_LBD, cell_LBD = self._run(x_BD.unsqueeze(0), hidden_LBD, cell_LBD)
+            y_BD = y_1BD.squeeze(0)
+        for name, rows in _state(hidden_LBD, cell_LBD).items():
+            memory.write(name, rows)
+        return x_BD + y_BD
+
+    def _cells(self, y_BD: Tensor, hidden_LBD: Tensor, cell_LBD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Advance by one step without torch's LSTM module, which its compiler refuses."""
+        hidden, cell = [], []
         for layer, state in enumerate(zip(hidden_LBD, cell_LBD, strict=True)):
-            # oneDNN packs the weights anew at each call, which pays for sequences only.
             y_BD, cell_BD = torch.lstm_cell(y_BD, state, *self.lstm.all_weights[layer])
             hidden.append(y_BD)
             cell.append(cell_BD)
-        for name, rows in _state(torch.stack(hidden), torch.stack(cell)).items():
-            memory.write(name, rows)
-        return x_BD + y_BD
+        return y_BD, torch.stack(hidden), torch.stack(cell)
 
     def _run(self, x_TBD: Tensor, hidden_LBD: Tensor, cell_LBD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # oneDNN has no bfloat16 LSTM on most CPUs: there it stays in float32, whatever autocast wants.
