@@ -20,6 +20,7 @@ from playserve_services.inference.runtime import Row, TorchRuntime
 from playserve_services.inference.sampling import BatchSampler, StaticSampler, uniforms
 from playserve_services.inference.staging import Computed, Field, Readback, Staging, pack
 from playserve_trainer.models.atari import AtariConfig, AtariPolicy
+from playserve_trainer.models.nethack import NetHackConfig, NetHackPolicy
 from playserve_trainer.models.policy import ForwardOutput, Memory, Policy, Sampler, StateTensor, StepOutput
 from playserve_trainer.models.tiny_recurrent import TinyRecurrentConfig, TinyRecurrentPolicy
 
@@ -121,6 +122,17 @@ def test_compiled_steps_play_as_eager_ones_and_compile_nothing_after_warm_up() -
         assert_same(play(plain), play(compiled))
         assert compiled.steps.num_compiled == 4
         assert plain.pool.export_slot(3) == compiled.pool.export_slot(3)
+
+
+@pytest.mark.parametrize("core", ["lstm", "transformer"])
+def test_nethack_s_steps_are_compiled_too(core: str) -> None:
+    torch.manual_seed(1)
+    policy = NetHackPolicy(NetHackConfig(width=32, core=core, layers=2, context=8)).eval()
+    plain, compiled = make(policy, buckets=[2, 8]), make(policy, "compile", buckets=[2, 8])
+    assert isinstance(compiled.steps, CompiledSteps)
+    # Compiled, an LSTM runs its cells: the same numbers but for their last bits.
+    assert_same(play(plain), play(compiled), atol=1e-4)
+    assert compiled.steps.num_compiled == 2
 
 
 @pytest.mark.slow
