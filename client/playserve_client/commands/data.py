@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from playserve.errors import BadSettingError
-from playserve_client.commands import data_nethack
+from playserve_client.commands import data_nethack, data_replay
 from playserve_client.commands.counting import show_count
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     stats.add_argument("directory", type=Path)
     stats.add_argument("--json", type=Path, help="write the same as JSON to this file")
     data_nethack.configure(actions)
+    data_replay.configure(actions)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -90,11 +90,17 @@ _CLOCK = """
 #include <time.h>
 time_t time(time_t *out) { time_t now = atoll(getenv("GAME_TIME")); if (out) *out = now; return now; }
 """
+# A game that meets a shopkeeper: NetHack names them after the time at which the game began.
 _PLAY = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from test_nethack import digest_of_play, random_actions
 from playserve_client.envs.nethack import NetHackEnv
+from playserve_client.nethack.games import carried_games, read_games
+from playserve_client.nethack.keys import KEY_TO_ACTION
+game = next(game for game in read_games(carried_games()) if game.seed == 20042)
+env = NetHackEnv()
+print(digest_of_play(env, game.seed, KEY_TO_ACTION[game.keys].tolist()), env.steps)
 print([digest_of_play(NetHackEnv(), seed, random_actions(300)) for seed in (0, 1, 2)])
 """
 
@@ -104,7 +110,7 @@ def test_the_clock_changes_nothing(tmp_path: Path) -> None:
     (tmp_path / "clock.c").write_text(_CLOCK)
     subprocess.run(["cc", "-shared", "-fPIC", "-o", "clock.so", "clock.c"], cwd=tmp_path, check=True)
     seen = set()
-    # A Friday the 13th at midnight with a new moon near, and a full moon at noon.
+    # At midnight under a waning moon, and at noon under a full one.
     for clock in ("1760313600", "1762344000"):
         environment = os.environ | {"LD_PRELOAD": str(tmp_path / "clock.so"), "GAME_TIME": clock}
         done = subprocess.run(
