@@ -33,7 +33,8 @@ def first_episodes(settings: Settings, journal: Journal, count: int) -> list[Res
 
 def record_ttyrecs(settings: Settings, journal: Journal, count: int, progress: Progress) -> Recordings:
     """Write the first `count` episodes into ``OUT/ttyrec``, in the place of what lay there."""
-    made, folder = Recordings(), journal.out / FOLDER
+    # The environment tells absolute paths.
+    made, folder = Recordings(), (journal.out / FOLDER).resolve()
     temporary = folder.with_name(f".{FOLDER}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

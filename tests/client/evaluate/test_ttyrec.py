@@ -154,3 +154,14 @@ def test_a_run_without_an_agent_records_a_baseline(tmp_path):
     assert all(set(fact) == {"turns", "depth", "experience_level", "end"} for fact in facts.values())
     assert {e["steps"] for e in report["episodes"]} <= set(range(1, 151))
     assert report["packages"]["nle"] == "1.3.0"
+
+
+def test_the_run_s_folder_may_be_relative(played, tmp_path, monkeypatch):
+    journal, games = played
+    monkeypatch.chdir(journal.out.parent)
+    relative = Journal(Path(journal.out.name))
+    with relative.open(SETTINGS, {}):
+        made = record_ttyrecs(SETTINGS, relative, 1, lambda _steps, _episodes: None)
+    assert [item["score"] for item in made.files] == [games[0][0].score]
+    assert (relative.out / made.files[0]["path"]).exists()
+    assert not made.notes
