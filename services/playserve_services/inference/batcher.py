@@ -33,7 +33,8 @@ class Batcher:
         lockstep_patience_ns: A lockstep slot counts as due so long after it became ready, so that live sessions cannot
             starve it for ever.
         live_dispatch_ns: While live sessions are open, no batch that holds lockstep slots may be expected to take
-            longer than this, since a live frame may arrive just after it has begun.
+            longer than this, since a live frame may arrive just after it has begun; half of it where live slots share
+            the batch.
     """
 
     def __init__(self, max_batch: int, lockstep_patience_ns: int, live_dispatch_ns: int) -> None:
@@ -107,6 +108,9 @@ class Batcher:
         slots: list[Slot] = []
         while queue.live and len(slots) < live_limit:
             self._take(heapq.heappop(queue.live)[2], slots)
+        if slots and live_open:
+            # These live frames may have waited for a whole dispatch already: half of one more is enough.
+            lockstep_limit = min(lockstep_limit, model.max_rows(self._live_dispatch_ns / 2e9, most))
         room = max(lockstep_limit, len(slots) + overdue)
         while queue.lockstep and len(slots) < min(room, most):
             self._take(queue.lockstep.popleft()[1], slots)

@@ -98,6 +98,23 @@ def test_big_lockstep_batches_are_split_to_fit_the_live_slack(make_rig: Any) -> 
     assert sizes[1] <= 5, "the live row and what fits into its slack"
 
 
+def test_lockstep_rows_share_a_live_batch_only_up_to_half_a_dispatch(make_rig: Any) -> None:
+    rig = make_rig(slots=70, max_batch=64, limits=CoreLimits(live_dispatch_ns=10 * MS))
+    policy = rig.load("hash", lockstep())
+    teach(policy, 0.001, 0.001)
+    rollout = rig.open(policy, num_slots=32, rollout=True)
+    live = rig.open(policy, live=True, rate_hz=20.0)
+    sizes: list[int] = []
+    submit = rig.engine.submit
+    rig.engine.submit = lambda batch: (sizes.append(len(batch.rounds[0])), submit(batch))[1]
+    for slot in rollout.slots:
+        rig.core.arrive(slot, rig.frame(rollout, 1))
+    rig.step(live, 1)
+    assert 3 <= sizes[0] <= 5, "a live row, and what fits into 5 ms beside it"
+    rig.engine.run_one()
+    assert 8 <= sizes[1] <= 10, "no live row waits: a whole dispatch"
+
+
 def test_a_late_live_batch_is_as_big_as_it_can_be(make_rig: Any) -> None:
     rig = make_rig(slots=20, max_batch=16)
     policy = rig.load("hash", live_skip())
