@@ -105,6 +105,9 @@ def run(args: argparse.Namespace) -> int:
         # What is loaded now stays: without it each full collection walks all of torch, 50 ms in the middle of a game.
         gc.collect()
         gc.freeze()
+        # The collector puts off a full collection until a quarter of what the last one saw is new. It shall see only
+        # what is not frozen, or the cycles of ended sessions pile up by the ten thousand.
+        gc.collect()
         # The one line that programs which start a server wait for.
         ports = {"port": server.port, "admin": server.admin_port, "metrics": server.metrics_port,
                  "health": server.health_port}  # fmt: skip
