@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,10 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # gRPC tells of every connection that a test tears down.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+# A shell's background job ignores SIGINT, and so would every command that a test starts and interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 try:
     import hypothesis
