@@ -1,27 +1,25 @@
 """Recording of many episodes of any game: worker processes, resume after a kill, a summary.
 
 A *recorder* is made in each worker from ``module:factory`` and its settings; its ``record(seed, on_steps)`` returns an
-Episode. Workers and parent exchange JSON over pipes; a worker whose parent is gone leaves by itself.
+Episode.
 """
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
 from playserve.errors import BadSettingError, DataLossError, ServerFault
 from playserve_client.envs.registry import load_factory
 from playserve_client.recordings import Episode, EpisodeMeta, episode_path, read_episode, write_episode
+from playserve_client.workers import leave_interrupts_to_the_parent, send, share_out, worker_processes
 
 __all__ = ["Job", "Progress", "Recorder", "Report", "record_episodes"]
 
@@ -144,8 +142,7 @@ def record_episodes(job: Job, progress: Progress = lambda _steps, _episodes: Non
     folder.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(folder)
     try:
-        if not _run(job, report, progress):
-            report.interrupted = True
+        _run(job, report, progress)
     except KeyboardInterrupt:
         report.interrupted = True
     report.seconds = time.monotonic() - started
@@ -156,29 +153,28 @@ def record_episodes(job: Job, progress: Progress = lambda _steps, _episodes: Non
     return report
 
 
-def _run(job: Job, report: Report, progress: Progress) -> bool:
+def _run(job: Job, report: Report, progress: Progress) -> None:
     seeds = _missing_seeds(job, report, progress)
     first = next(seeds, None)
     if first is None:
-        return True
-    with _workers(job) as connections:
-        busy: dict[Connection, int] = {}
-        pending: int | None = first
-        idle = list(connections)
-        while pending is not None or busy:
-            while idle and pending is not None and _wants_more(job, report, len(busy)):
-                connection = idle.pop()
-                busy[connection] = pending
-                _send(connection, {"seed": pending})
-                pending = next(seeds, None)
-            if not busy:
-                break
-            for ready in wait(list(busy)):
-                assert isinstance(ready, Connection)  # noqa: S101 - only connections were waited for
-                if _handle(ready, busy[ready], job, report, progress):
-                    del busy[ready]
-                    idle.append(ready)
-    return True
+        return
+    pending: int | None = first
+
+    def next_seed(busy: int) -> int | None:
+        nonlocal pending
+        if pending is None or not _wants_more(job, report, busy):
+            return None
+        seed, pending = pending, next(seeds, None)
+        return seed
+
+    config = {"recorder": job.recorder, "settings": dict(job.settings), "out": str(job.out)}
+    with worker_processes(_work, config, job.workers, name="record") as connections:
+        share_out(
+            connections,
+            next_seed,
+            lambda seed: {"seed": seed},
+            lambda connection, seed: _handle(connection, seed, report, progress),
+        )
 
 
 def _missing_seeds(job: Job, report: Report, progress: Progress) -> Iterator[int]:
@@ -222,7 +218,7 @@ def _wants_more(job: Job, report: Report, busy: int) -> bool:
     return report.steps + busy * mean < job.steps
 
 
-def _handle(connection: Connection, seed: int, job: Job, report: Report, progress: Progress) -> bool:
+def _handle(connection: Connection, seed: int, report: Report, progress: Progress) -> bool:
     """Take one message of a worker; return whether its episode is done."""
     try:
         message = json.loads(connection.recv_bytes())
@@ -239,37 +235,9 @@ def _handle(connection: Connection, seed: int, job: Job, report: Report, progres
     return True
 
 
-@contextmanager
-def _workers(job: Job) -> Iterator[list[Connection]]:
-    # spawn: a fork would copy the parent's threads' locks; each worker holds only its own end of its own pipe, so
-    # that it sees the parent go.
-    context = multiprocessing.get_context("spawn")
-    processes, connections = [], []
-    try:
-        for index in range(job.workers):
-            ours, theirs = context.Pipe()
-            config = json.dumps({"recorder": job.recorder, "settings": dict(job.settings), "out": str(job.out)})
-            process = context.Process(target=_work, args=(theirs, config), name=f"record-{index}", daemon=True)
-            process.start()
-            theirs.close()
-            processes.append(process)
-            connections.append(ours)
-        yield connections
-    finally:
-        for connection in connections:
-            connection.close()
-        for process in processes:
-            process.terminate()
-            process.join()
-
-
-def _send(connection: Connection, message: Mapping[str, Any]) -> None:
-    connection.send_bytes(json.dumps(message).encode())
-
-
 def _work(connection: Connection, config: str) -> None:
     """Live in a worker process: record one seed after another until the parent closes the pipe."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the whole group; the parent decides
+    leave_interrupts_to_the_parent()
     options = json.loads(config)
     recorder: Recorder | None = None
     try:
@@ -279,15 +247,15 @@ def _work(connection: Connection, config: str) -> None:
                 if recorder is None:
                     recorder = load_factory(options["recorder"])(**options["settings"])  # type: ignore[assignment]
                 assert recorder is not None  # noqa: S101
-                episode = recorder.record(seed, lambda steps: _send(connection, {"steps": steps}))
+                episode = recorder.record(seed, lambda steps: send(connection, {"steps": steps}))
                 meta = episode.meta
                 write_episode(episode_path(Path(options["out"]), meta.env, meta.game, seed), episode)
             except (BrokenPipeError, ConnectionError):
                 raise
             except Exception as error:  # noqa: BLE001 - whatever it is, the parent reports it
-                _send(connection, {"error": f"{type(error).__name__}: {error}"})
+                send(connection, {"error": f"{type(error).__name__}: {error}"})
                 return
-            _send(connection, {"meta": meta.to_json()})
+            send(connection, {"meta": meta.to_json()})
     except (EOFError, BrokenPipeError, ConnectionError):
         return
 

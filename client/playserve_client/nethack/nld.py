@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from playserve.errors import BadSettingError, DataLossError, NotFoundError, ServerFault
+from playserve.errors import BadSettingError, DataLossError, NotFoundError
 from playserve_client.nethack.nld_layouts import Found, NldGame, find_games
 from playserve_client.nethack.shard_writer import ShardWriter, recover_shards
 from playserve_client.nethack.tty_dataset import TtyDataset
 from playserve_client.nethack.ttyrec_import import FrameDecoder, import_game
+from playserve_client.workers import (
+    Teller,
+    leave_interrupts_to_the_parent,
+    receive,
+    send,
+    share_out,
+    worker_processes,
+)
 
 __all__ = ["ImportReport", "import_nld"]
+
+# A worker leaves when it next looks, and finishes its shard before.
+_PATIENCE_S = 20.0
 
 #: Called with (frames just decoded, games just finished).
 Progress = Callable[[int, int], None]
@@ -180,109 +188,48 @@ def _count(report: ImportReport, queue: _Queue, frames: int, masked: int) -> Non
 def _run_workers(
     queue: _Queue, out: Path, provenance: Mapping[str, Any], report: ImportReport, progress: Progress, workers: int
 ) -> None:
-    with _workers(out, provenance, workers) as connections:
-        busy: dict[Connection, NldGame] = {}
-        idle = list(connections)
-        while True:
-            while idle and (game := queue.next()) is not None:
-                connection = idle.pop()
-                busy[connection] = game
-                _send(connection, game.to_json())
-            if not busy:
-                break
-            for ready in wait(list(busy)):
-                assert isinstance(ready, Connection)  # noqa: S101 - only connections were waited for
-                if _handle(ready, busy[ready], queue, report, progress):
-                    del busy[ready]
-                    idle.append(ready)
+    def take(connection: Connection, game: NldGame) -> bool:
+        message = receive(connection, f"importing {game.paths[0]}")
+        if "progress" in message:
+            progress(message["progress"], 0)
+            return False
+        if "damaged" in message:
+            report.damaged.append((game.paths[0], message["damaged"]))
+        else:
+            _count(report, queue, message["frames"], message["masked"])
+        progress(0, 1)
+        return True
+
+    config = {"out": str(out), "provenance": dict(provenance)}
+    with worker_processes(_work, config, workers, name="import", patience_s=_PATIENCE_S) as connections:
+        share_out(connections, lambda _busy: queue.next(), NldGame.to_json, take)
         for connection in connections:  # they finish their shards
-            _send(connection, {})
+            send(connection, {})
         for connection in connections:
-            _receive(connection, "finishing its shard")
+            receive(connection, "finishing its shard")
 
 
-def _handle(connection: Connection, game: NldGame, queue: _Queue, report: ImportReport, progress: Progress) -> bool:
-    """Take one message of a worker; return whether its game is done."""
-    message = _receive(connection, f"importing {game.paths[0]}")
-    if "progress" in message:
-        progress(message["progress"], 0)
-        return False
-    if "damaged" in message:
-        report.damaged.append((game.paths[0], message["damaged"]))
-    else:
-        _count(report, queue, message["frames"], message["masked"])
-    progress(0, 1)
-    return True
-
-
-def _receive(connection: Connection, what: str) -> dict[str, Any]:
-    try:
-        message: dict[str, Any] = json.loads(connection.recv_bytes())
-    except (EOFError, ConnectionError):
-        raise ServerFault(f"a worker died {what}; the same command goes on from here") from None
-    if "error" in message:
-        raise ServerFault(f"a worker failed {what}: {message['error']}")
-    return message
-
-
-def _send(connection: Connection, message: Mapping[str, Any]) -> None:
-    connection.send_bytes(json.dumps(message).encode())
-
-
-@contextmanager
-def _workers(out: Path, provenance: Mapping[str, Any], count: int) -> Iterator[list[Connection]]:
-    # spawn: each worker holds only its own end of its own pipe, so that it sees the parent go.
-    context = multiprocessing.get_context("spawn")
-    processes, connections = [], []
-    try:
-        for index in range(count):
-            ours, theirs = context.Pipe()
-            arguments = (theirs, str(out), json.dumps(dict(provenance)))
-            process = context.Process(target=_work, args=arguments, name=f"import-{index}", daemon=True)
-            process.start()
-            theirs.close()
-            processes.append(process)
-            connections.append(ours)
-        yield connections
-    finally:
-        for connection in connections:
-            connection.close()  # a worker leaves when it next looks, and finishes its shard before
-        for process in processes:
-            process.join(timeout=20)
-            if process.is_alive():
-                process.terminate()
-                process.join()
-
-
-def _work(connection: Connection, out: str, provenance: str) -> None:
+def _work(connection: Connection, config: str) -> None:
     """Live in a worker process: import one game after another until the parent says so, or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the whole group; the parent decides
+    leave_interrupts_to_the_parent()
+    options = json.loads(config)
     try:
-        with FrameDecoder() as decoder, ShardWriter(Path(out), provenance=json.loads(provenance)) as writer:
+        with (
+            FrameDecoder() as decoder,
+            ShardWriter(Path(options["out"]), provenance=options["provenance"]) as writer,
+        ):
             while value := json.loads(connection.recv_bytes()):
-                game = NldGame.from_json(value)
+                game, tell = NldGame.from_json(value), Teller(connection)
                 try:
-                    result = import_game(game, writer, decoder, _teller(connection))
+                    result = import_game(game, writer, decoder, tell)
                 except DataLossError as error:
-                    _send(connection, {"damaged": str(error)})
+                    answer: dict[str, Any] = {"damaged": str(error)}
                 else:
-                    _send(connection, {"frames": result.frames, "masked": result.masked})
-        _send(connection, {"closed": True})
+                    answer = {"frames": result.frames, "masked": result.masked}
+                tell.flush()
+                send(connection, answer)
+        send(connection, {"closed": True})
     except (EOFError, BrokenPipeError, ConnectionError):
         return
     except Exception as error:  # noqa: BLE001 - whatever it is, the parent reports it
-        _send(connection, {"error": f"{type(error).__name__}: {error}"})
-
-
-def _teller(connection: Connection, every: int = 4096) -> Callable[[int], None]:
-    """Return a function that tells the parent of frames, but not of each few."""
-    waiting = 0
-
-    def tell(frames: int) -> None:
-        nonlocal waiting
-        waiting += frames
-        if waiting >= every:
-            _send(connection, {"progress": waiting})
-            waiting = 0
-
-    return tell
+        send(connection, {"error": f"{type(error).__name__}: {error}"})

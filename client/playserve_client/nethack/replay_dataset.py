@@ -1,28 +1,33 @@
 """Turns a file of games as keys into a dataset: replays them with worker processes, resumable, checked one by one.
 
-Workers and parent exchange JSON over pipes; each worker reads the file itself and writes its own shards.
+Each worker reads the file itself and writes its own shards.
 """
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
 
-from playserve.errors import BadSettingError, DataLossError, NotFoundError, ServerFault
+from playserve.errors import BadSettingError, DataLossError, NotFoundError
 from playserve_client.nethack.games import GameRecord, read_games
 from playserve_client.nethack.replay import Replayer, ReplayMismatchError
 from playserve_client.nethack.shards import GameMeta, ShardWriter, TtyDataset, recover_shards
+from playserve_client.workers import (
+    Teller,
+    leave_interrupts_to_the_parent,
+    receive,
+    send,
+    share_out,
+    worker_processes,
+)
 
 __all__ = ["SOURCE", "TTYREC_FOLDER", "ReplayReport", "ReplaySettings", "replay_dataset"]
 
@@ -30,6 +35,9 @@ __all__ = ["SOURCE", "TTYREC_FOLDER", "ReplayReport", "ReplaySettings", "replay_
 SOURCE: Final = "keys"
 #: Folder of the ttyrecs, in the dataset's.
 TTYREC_FOLDER: Final = "nle_data"
+
+# A worker leaves when it next tells something, and finishes its shard before.
+_PATIENCE_S: Final = 20.0
 
 #: Called with (frames just replayed, games just finished).
 Progress = Callable[[int, int], None]
@@ -280,71 +288,29 @@ def _count(report: ReplayReport, game: GameRecord, error: str | None, searched: 
 
 def _run_workers(job: _Job, rows: list[int], report: ReplayReport, progress: Progress, workers: int) -> None:
     todo = deque(rows)
-    with _workers(job, workers) as connections:
-        busy: dict[Connection, GameRecord] = {}
-        idle = list(connections)
-        while todo or busy:
-            while idle and todo:
-                connection, row = idle.pop(), todo.popleft()
-                busy[connection] = job.records[row]
-                _send(connection, {"row": row})
-            for ready in wait(list(busy)):
-                assert isinstance(ready, Connection)  # noqa: S101 - only connections were waited for
-                message = _receive(ready, f"replaying {busy[ready].name}")
-                if "progress" in message:
-                    progress(message["progress"], 0)
-                    continue
-                _count(report, busy.pop(ready), message["mismatch"], message["searched"])
-                progress(0, 1)
-                idle.append(ready)
+
+    def take(connection: Connection, row: int) -> bool:
+        game = job.records[row]
+        message = receive(connection, f"replaying {game.name}")
+        if "progress" in message:
+            progress(message["progress"], 0)
+            return False
+        _count(report, game, message["mismatch"], message["searched"])
+        progress(0, 1)
+        return True
+
+    config = {"file": str(job.file), "out": str(job.out), "settings": asdict(job.settings)}
+    with worker_processes(_work, config, workers, name="replay", patience_s=_PATIENCE_S) as connections:
+        share_out(connections, lambda _busy: todo.popleft() if todo else None, lambda row: {"row": row}, take)
         for connection in connections:  # they finish their shards
-            _send(connection, {})
+            send(connection, {})
         for connection in connections:
-            _receive(connection, "finishing its shard")
-
-
-def _receive(connection: Connection, what: str) -> dict[str, Any]:
-    try:
-        message: dict[str, Any] = json.loads(connection.recv_bytes())
-    except (EOFError, ConnectionError):
-        raise ServerFault(f"a worker died {what}; the same command goes on from here") from None
-    if "error" in message:
-        raise ServerFault(f"a worker failed {what}: {message['error']}")
-    return message
-
-
-def _send(connection: Connection, message: Mapping[str, Any]) -> None:
-    connection.send_bytes(json.dumps(message).encode())
-
-
-@contextmanager
-def _workers(job: _Job, count: int) -> Iterator[list[Connection]]:
-    # spawn: each worker holds only its own end of its own pipe, so that it sees the parent go.
-    context = multiprocessing.get_context("spawn")
-    processes, connections = [], []
-    try:
-        for index in range(count):
-            ours, theirs = context.Pipe()
-            config = json.dumps({"file": str(job.file), "out": str(job.out), "settings": asdict(job.settings)})
-            process = context.Process(target=_work, args=(theirs, config), name=f"replay-{index}", daemon=True)
-            process.start()
-            theirs.close()
-            processes.append(process)
-            connections.append(ours)
-        yield connections
-    finally:
-        for connection in connections:
-            connection.close()  # a worker leaves when it next tells something, and finishes its shard before
-        for process in processes:
-            process.join(timeout=20)
-            if process.is_alive():
-                process.terminate()
-                process.join()
+            receive(connection, "finishing its shard")
 
 
 def _work(connection: Connection, config: str) -> None:
     """Live in a worker process: replay one game after another until the parent says so, or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the whole group; the parent decides
+    leave_interrupts_to_the_parent()
     options = json.loads(config)
     try:
         file = Path(options["file"])
@@ -352,32 +318,15 @@ def _work(connection: Connection, config: str) -> None:
         with _GameWriter(job) as writer:
             while message := json.loads(connection.recv_bytes()):
                 answer: dict[str, Any] = {"mismatch": None, "searched": False}
-                tell = _Teller(connection)
+                tell = Teller(connection)
                 try:
                     answer["searched"] = writer.write(job.records[message["row"]], tell)
                 except ReplayMismatchError as error:
                     answer["mismatch"] = str(error)
                 tell.flush()
-                _send(connection, answer)
-        _send(connection, {"closed": True})
+                send(connection, answer)
+        send(connection, {"closed": True})
     except (EOFError, BrokenPipeError, ConnectionError):
         return
     except Exception as error:  # noqa: BLE001 - whatever it is, the parent reports it
-        _send(connection, {"error": f"{type(error).__name__}: {error}"})
-
-
-class _Teller:
-    """Tells the parent of frames, but not of each few."""
-
-    def __init__(self, connection: Connection, every: int = 4096) -> None:
-        self._connection, self._every, self._waiting = connection, every, 0
-
-    def __call__(self, frames: int) -> None:
-        self._waiting += frames
-        if abs(self._waiting) >= self._every:
-            self.flush()
-
-    def flush(self) -> None:
-        if self._waiting:
-            _send(self._connection, {"progress": self._waiting})
-            self._waiting = 0
+        send(connection, {"error": f"{type(error).__name__}: {error}"})
