@@ -11,16 +11,20 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from playserve.specs import PolicySpec
+from playserve.actions import Action
+from playserve.errors import BadActionError
+from playserve.specs import DiscreteActionSpec, PolicySpec
 
 __all__ = [
     "INSTRUCTION",
+    "TARGETS",
     "TICKS",
     "UNKNOWN_ACTION",
     "ForwardOutput",
@@ -41,6 +45,10 @@ TICKS = "@ticks"
 
 #: Context input: the embedding of the instruction in force, as :meth:`Policy.embed_instruction` made it.
 INSTRUCTION = "@instruction"
+
+#: Training input: int64 [B, T, H], the actions of the steps themselves, for policies whose later heads see the earlier
+#: ones (`forward` only; never in `context_inputs`). IGNORED labels (-1) mean an idle action.
+TARGETS = "@targets"
 
 #: Draws actions: (logits_BA float32, head 0..H-1) -> int64 [B]. The caller owns seeds, temperatures and log-probs.
 Sampler = Callable[[Tensor, int], Tensor]
@@ -140,6 +148,37 @@ class Policy(nn.Module, ABC):
         change nothing in the policy.
         """
         raise NotImplementedError(f"{type(self).__name__} takes no instruction")
+
+    def heads(self) -> tuple[int, ...]:
+        """Return the number of choices of each of the H heads, in the order in which `step` draws them."""
+        action = self.spec().action
+        if isinstance(action, DiscreteActionSpec):
+            return (action.n,)
+        raise NotImplementedError(f"{type(self).__name__} has desktop actions and does not say its heads")
+
+    def encode_action(self, action: Action) -> tuple[int, ...]:
+        """Return H numbers, what `executed` is told of an action that fits the spec.
+
+        A pure function: the service calls it in threads of its own. What the heads cannot express is left out.
+
+        Raises:
+            BadActionError: The action is of another kind.
+        """
+        if isinstance(action, bool) or not isinstance(action, int | np.integer):
+            raise BadActionError(f"action {action!r}, wanted an index")
+        return (int(action),)
+
+    def decode_action(self, values: Sequence[int], uniforms: Sequence[float], decode: str = "") -> Action:
+        """Return the action that H drawn numbers mean. A pure function of its arguments.
+
+        Args:
+            values: One number a head, as `step` drew them.
+            uniforms: Two numbers in [0, 1), for decoding that draws within a bin; a pure function of the session's
+                seed and counter, as the draws are.
+            decode: How coarse mouse bins become pixels, by the policy's own names ("mean", "conservative",
+                "truncated_normal"); "": the policy's default. Policies without mouse ignore it.
+        """
+        return int(values[0])
 
     @abstractmethod
     def forward(
