@@ -11,7 +11,10 @@ from playserve.errors import BadActionError
 from playserve.specs import ActionSpec, DesktopActionSpec, DiscreteActionSpec
 from playserve.v1 import types_pb2 as pb
 
-__all__ = ["Action", "DesktopAction", "action_from_proto", "action_to_proto", "clip_action", "executed_from_proto"]
+__all__ = [
+    "Action", "DesktopAction", "action_from_proto", "action_to_proto", "clip_action", "executed_from_proto",
+    "merge_executed",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,17 @@ def clip_action(action: Action, spec: ActionSpec) -> Action:
         mouse_dx_px=max(-limit, min(limit, action.mouse_dx_px)),
         mouse_dy_px=max(-limit, min(limit, action.mouse_dy_px)),
         scroll=action.scroll if spec.scroll else 0.0,
+    )
+
+
+def merge_executed(older: DesktopAction, newer: DesktopAction) -> DesktopAction:
+    """Return two actions that were executed one after another as one: what is held now, all motion and scrolling."""
+    return DesktopAction(
+        keys=newer.keys,
+        buttons=newer.buttons,
+        mouse_dx_px=older.mouse_dx_px + newer.mouse_dx_px,
+        mouse_dy_px=older.mouse_dy_px + newer.mouse_dy_px,
+        scroll=older.scroll + newer.scroll,
     )
 
 

@@ -6,12 +6,13 @@ import enum
 from dataclasses import dataclass
 
 from playserve.errors import BadSettingError
+from playserve.specs import MouseDecode
 from playserve.v1 import policy_service_pb2 as ps
 from playserve.v1 import types_pb2 as pb
 
 __all__ = [
-    "MAX_INSTRUCTION_CHARS", "MAX_TEMPERATURE", "ActionSource", "Consent", "DropReason", "Extras", "Pace", "Sampling",
-    "SamplingMode", "VersionPolicy", "check_instruction", "check_rate",
+    "MAX_INSTRUCTION_CHARS", "MAX_TEMPERATURE", "ActionSource", "Consent", "DropReason", "Extras", "MouseDecode",
+    "Pace", "Sampling", "SamplingMode", "VersionPolicy", "check_instruction", "check_rate",
 ]  # fmt: skip
 
 MAX_INSTRUCTION_CHARS = 4096
@@ -79,10 +80,12 @@ class Sampling:
     Attributes:
         mode: SAMPLE draws from softmax(logits / temperature), ARGMAX takes the most probable action.
         temperature: More than 0, at most 100; ignored under ARGMAX.
+        mouse_decode: How mouse motion becomes pixels, for policies that draw it in coarse steps.
     """
 
     mode: SamplingMode = SamplingMode.SAMPLE
     temperature: float = 1.0
+    mouse_decode: MouseDecode = MouseDecode.DEFAULT
 
     def __post_init__(self) -> None:
         if self.mode is SamplingMode.SAMPLE and not 0 < self.temperature <= MAX_TEMPERATURE:
@@ -90,7 +93,7 @@ class Sampling:
 
     def to_proto(self) -> pb.Sampling:
         """Return the wire message."""
-        return pb.Sampling(mode=self.mode.value, temperature=self.temperature)
+        return pb.Sampling(mode=self.mode.value, temperature=self.temperature, mouse_decode=self.mouse_decode.value)
 
     @classmethod
     def from_proto(cls, message: pb.Sampling) -> Sampling:
@@ -98,9 +101,10 @@ class Sampling:
         mode = message.mode or pb.SAMPLING_MODE_SAMPLE
         if mode not in (pb.SAMPLING_MODE_SAMPLE, pb.SAMPLING_MODE_ARGMAX):
             raise BadSettingError(f"sampling mode {mode}, wanted {[m.name for m in SamplingMode]}")
+        decode = MouseDecode(_checked("mouse decode", message.mouse_decode, MouseDecode))
         if mode == pb.SAMPLING_MODE_ARGMAX:
-            return cls(mode=SamplingMode.ARGMAX)
-        return cls(temperature=message.temperature or 1.0)
+            return cls(mode=SamplingMode.ARGMAX, mouse_decode=decode)
+        return cls(temperature=message.temperature or 1.0, mouse_decode=decode)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from playserve.v1 import types_pb2 as pb
 
 __all__ = [
     "DTYPES", "ActionSpec", "Codec", "DesktopActionSpec", "DiscreteActionSpec", "GapMode", "GapRule", "ImageFormat",
-    "Merge", "PolicyKind", "PolicySpec", "TensorSpec", "check_policy_name",
+    "Merge", "MouseDecode", "PolicyKind", "PolicySpec", "TensorSpec", "check_policy_name",
 ]  # fmt: skip
 
 #: Wire dtype by numpy name.
@@ -174,14 +174,27 @@ class DiscreteActionSpec:
             raise ValueError(f"{len(self.names)} names for {self.n} actions")
 
 
+class MouseDecode(enum.IntEnum):
+    """How a coarse step of mouse motion becomes pixels; DEFAULT: as the policy does by itself."""
+
+    DEFAULT = pb.MOUSE_DECODE_UNSPECIFIED
+    MEAN = pb.MOUSE_DECODE_MEAN
+    CONSERVATIVE = pb.MOUSE_DECODE_CONSERVATIVE
+    TRUNCATED_NORMAL = pb.MOUSE_DECODE_TRUNCATED_NORMAL
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DesktopActionSpec:
-    """Held keys (W3C codes), held buttons, relative mouse motion in pixels, scroll."""
+    """Held keys (W3C codes), held buttons, relative mouse motion in pixels, scroll.
+
+    `mouse_decode` is what stands where a session does not say; DEFAULT: the policy knows no coarse steps of motion.
+    """
 
     keys: tuple[str, ...]
     buttons: tuple[int, ...] = ()
     max_mouse_px: float = 0.0
     scroll: bool = False
+    mouse_decode: MouseDecode = MouseDecode.DEFAULT
 
 
 ActionSpec = DiscreteActionSpec | DesktopActionSpec
@@ -192,7 +205,11 @@ def _action_to_proto(spec: ActionSpec) -> pb.ActionSpec:
         return pb.ActionSpec(discrete=pb.DiscreteActionSpec(n=spec.n, names=spec.names))
     return pb.ActionSpec(
         desktop=pb.DesktopActionSpec(
-            keys=spec.keys, buttons=spec.buttons, max_mouse_px=spec.max_mouse_px, scroll=spec.scroll
+            keys=spec.keys,
+            buttons=spec.buttons,
+            max_mouse_px=spec.max_mouse_px,
+            scroll=spec.scroll,
+            mouse_decode=spec.mouse_decode.value,
         )
     )
 
@@ -206,7 +223,13 @@ def _action_from_proto(message: pb.ActionSpec) -> ActionSpec:
         buttons=tuple(desktop.buttons),
         max_mouse_px=desktop.max_mouse_px,
         scroll=desktop.scroll,
+        mouse_decode=_mouse_decode(desktop.mouse_decode),
     )
+
+
+def _mouse_decode(value: int) -> MouseDecode:
+    known = {member.value for member in MouseDecode}
+    return MouseDecode(value) if value in known else MouseDecode.DEFAULT  # a newer server's own way of decoding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

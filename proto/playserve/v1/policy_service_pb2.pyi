@@ -1091,6 +1091,7 @@ class RolloutStep(google.protobuf.message.Message):
     EPISODE_SEEDS_FIELD_NUMBER: builtins.int
     INPUTS_FIELD_NUMBER: builtins.int
     EXECUTED_FIELD_NUMBER: builtins.int
+    EPISODE_INSTRUCTIONS_FIELD_NUMBER: builtins.int
     @property
     def env_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Environment of each row, 0..num_envs-1, none twice in one message."""
@@ -1111,6 +1112,12 @@ class RolloutStep(google.protobuf.message.Message):
     def executed(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___RowExecuted]:
         """What was executed in some environments in answer to their last row, where it was not the answer."""
 
+    @property
+    def episode_instructions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Instruction of each row's episode, read where its episode is new; empty: episodes without one. A row waits until
+        its instruction is embedded, and later rows of its environment with it; the other rows do not.
+        """
+
     def __init__(
         self,
         *,
@@ -1119,8 +1126,9 @@ class RolloutStep(google.protobuf.message.Message):
         episode_seeds: collections.abc.Iterable[builtins.int] | None = ...,
         inputs: collections.abc.Iterable[playserve.v1.types_pb2.Tensor] | None = ...,
         executed: collections.abc.Iterable[global___RowExecuted] | None = ...,
+        episode_instructions: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["env_ids", b"env_ids", "episode_ids", b"episode_ids", "episode_seeds", b"episode_seeds", "executed", b"executed", "inputs", b"inputs"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["env_ids", b"env_ids", "episode_ids", b"episode_ids", "episode_instructions", b"episode_instructions", "episode_seeds", b"episode_seeds", "executed", b"executed", "inputs", b"inputs"]) -> None: ...
 
 global___RolloutStep = RolloutStep
 

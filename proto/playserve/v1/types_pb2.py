@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18playserve/v1/types.proto\x12\x0cplayserve.v1\"{\n\x06Tensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\"\n\x05\x64type\x18\x02 \x01(\x0e\x32\x13.playserve.v1.DType\x12\r\n\x05shape\x18\x03 \x03(\x05\x12\"\n\x05\x63odec\x18\x04 \x01(\x0e\x32\x13.playserve.v1.Codec\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\"\xc3\x02\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\"\n\x05\x64type\x18\x02 \x01(\x0e\x32\x13.playserve.v1.DType\x12\r\n\x05shape\x18\x03 \x03(\x05\x12/\n\x0cimage_format\x18\x04 \x01(\x0e\x32\x19.playserve.v1.ImageFormat\x12\x11\n\tresize_id\x18\x05 \x01(\t\x12#\n\x06\x63odecs\x18\x06 \x03(\x0e\x32\x13.playserve.v1.Codec\x12\x14\n\x07minimum\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07maximum\x18\x08 \x01(\x01H\x01\x88\x01\x01\x12\x11\n\tdroppable\x18\t \x01(\x08\x12\"\n\x05merge\x18\n \x01(\x0e\x32\x13.playserve.v1.Merge\x12\x10\n\x08optional\x18\x0b \x01(\x08\x42\n\n\x08_minimumB\n\n\x08_maximum\".\n\x12\x44iscreteActionSpec\x12\t\n\x01n\x18\x01 \x01(\x05\x12\r\n\x05names\x18\x02 \x03(\t\"X\n\x11\x44\x65sktopActionSpec\x12\x0c\n\x04keys\x18\x01 \x03(\t\x12\x0f\n\x07\x62uttons\x18\x02 \x03(\x05\x12\x14\n\x0cmax_mouse_px\x18\x03 \x01(\x02\x12\x0e\n\x06scroll\x18\x04 \x01(\x08\"~\n\nActionSpec\x12\x34\n\x08\x64iscrete\x18\x01 \x01(\x0b\x32 .playserve.v1.DiscreteActionSpecH\x00\x12\x32\n\x07\x64\x65sktop\x18\x02 \x01(\x0b\x32\x1f.playserve.v1.DesktopActionSpecH\x00\x42\x06\n\x04kind\"h\n\rDesktopAction\x12\x0c\n\x04keys\x18\x01 \x03(\t\x12\x0f\n\x07\x62uttons\x18\x02 \x03(\x05\x12\x13\n\x0bmouse_dx_px\x18\x03 \x01(\x02\x12\x13\n\x0bmouse_dy_px\x18\x04 \x01(\x02\x12\x0e\n\x06scroll\x18\x05 \x01(\x02\"Q\n\x06\x41\x63tion\x12\x0f\n\x05index\x18\x01 \x01(\x05H\x00\x12.\n\x07\x64\x65sktop\x18\x02 \x01(\x0b\x32\x1b.playserve.v1.DesktopActionH\x00\x42\x06\n\x04kind\"G\n\x07GapRule\x12#\n\x04mode\x18\x01 \x01(\x0e\x32\x15.playserve.v1.GapMode\x12\x17\n\x0f\x63\x61tch_up_frames\x18\x02 \x01(\x05\"\xe9\x04\n\nPolicySpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x03 \x01(\t\x12&\n\x04kind\x18\x04 \x01(\x0e\x32\x18.playserve.v1.PolicyKind\x12(\n\x06inputs\x18\x05 \x03(\x0b\x32\x18.playserve.v1.TensorSpec\x12)\n\x07outputs\x18\x06 \x03(\x0b\x32\x18.playserve.v1.TensorSpec\x12(\n\x06\x61\x63tion\x18\x07 \x01(\x0b\x32\x18.playserve.v1.ActionSpec\x12\x0f\n\x07rate_hz\x18\x08 \x01(\x02\x12\x16\n\x0e\x63ontext_frames\x18\t \x01(\x05\x12\x14\n\x0c\x63hunk_length\x18\n \x01(\x05\x12\'\n\x08gap_rule\x18\x0b \x01(\x0b\x32\x15.playserve.v1.GapRule\x12\x19\n\x11takes_instruction\x18\x0c \x01(\x08\x12\x1d\n\x15uses_executed_actions\x18\r \x01(\x08\x12\x14\n\x0cstate_layout\x18\x0e \x01(\t\x12\x1f\n\x17state_bytes_per_session\x18\x0f \x01(\x04\x12\x13\n\x0bslots_total\x18\x10 \x01(\x05\x12\x12\n\nslots_free\x18\x11 \x01(\x05\x12\x0f\n\x07\x61liases\x18\x12 \x03(\t\x12>\n\x0b\x65nvironment\x18\x13 \x03(\x0b\x32).playserve.v1.PolicySpec.EnvironmentEntry\x1a\x32\n\x10\x45nvironmentEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"I\n\x08Sampling\x12(\n\x04mode\x18\x01 \x01(\x0e\x32\x1a.playserve.v1.SamplingMode\x12\x13\n\x0btemperature\x18\x02 \x01(\x02\")\n\x06\x45xtras\x12\x10\n\x08log_prob\x18\x01 \x01(\x08\x12\r\n\x05value\x18\x02 \x01(\x08\"=\n\nClientInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08platform\x18\x03 \x01(\t*\xa8\x01\n\x05\x44Type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x44TYPE_UINT8\x10\x01\x12\x0e\n\nDTYPE_INT8\x10\x02\x12\x0f\n\x0b\x44TYPE_INT16\x10\x03\x12\x0f\n\x0b\x44TYPE_INT32\x10\x04\x12\x0f\n\x0b\x44TYPE_INT64\x10\x05\x12\x11\n\rDTYPE_FLOAT16\x10\x06\x12\x11\n\rDTYPE_FLOAT32\x10\x07\x12\x0e\n\nDTYPE_BOOL\x10\x08*L\n\x05\x43odec\x12\x15\n\x11\x43ODEC_UNSPECIFIED\x10\x00\x12\r\n\tCODEC_RAW\x10\x01\x12\r\n\tCODEC_LZ4\x10\x02\x12\x0e\n\nCODEC_JPEG\x10\x03*x\n\x0bImageFormat\x12\x1c\n\x18IMAGE_FORMAT_UNSPECIFIED\x10\x00\x12\x15\n\x11IMAGE_FORMAT_RGB8\x10\x01\x12\x16\n\x12IMAGE_FORMAT_GRAY8\x10\x02\x12\x1c\n\x18IMAGE_FORMAT_GRAY8_STACK\x10\x03*?\n\x05Merge\x12\x15\n\x11MERGE_UNSPECIFIED\x10\x00\x12\x10\n\x0cMERGE_LATEST\x10\x01\x12\r\n\tMERGE_SUM\x10\x02*\x93\x01\n\x0c\x41\x63tionSource\x12\x1d\n\x19\x41\x43TION_SOURCE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41\x43TION_SOURCE_POLICY\x10\x01\x12\x17\n\x13\x41\x43TION_SOURCE_HUMAN\x10\x02\x12\x16\n\x12\x41\x43TION_SOURCE_NONE\x10\x03\x12\x19\n\x15\x41\x43TION_SOURCE_UNKNOWN\x10\x04*W\n\nPolicyKind\x12\x1b\n\x17POLICY_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11POLICY_KIND_AGENT\x10\x01\x12\x15\n\x11POLICY_KIND_WORLD\x10\x02*M\n\x07GapMode\x12\x18\n\x14GAP_MODE_UNSPECIFIED\x10\x00\x12\x11\n\rGAP_MODE_SKIP\x10\x01\x12\x15\n\x11GAP_MODE_CATCH_UP\x10\x02*a\n\x0cSamplingMode\x12\x1d\n\x19SAMPLING_MODE_UNSPECIFIED\x10\x00\x12\x18\n\x14SAMPLING_MODE_SAMPLE\x10\x01\x12\x18\n\x14SAMPLING_MODE_ARGMAX\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18playserve/v1/types.proto\x12\x0cplayserve.v1\"{\n\x06Tensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\"\n\x05\x64type\x18\x02 \x01(\x0e\x32\x13.playserve.v1.DType\x12\r\n\x05shape\x18\x03 \x03(\x05\x12\"\n\x05\x63odec\x18\x04 \x01(\x0e\x32\x13.playserve.v1.Codec\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\"\xc3\x02\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\"\n\x05\x64type\x18\x02 \x01(\x0e\x32\x13.playserve.v1.DType\x12\r\n\x05shape\x18\x03 \x03(\x05\x12/\n\x0cimage_format\x18\x04 \x01(\x0e\x32\x19.playserve.v1.ImageFormat\x12\x11\n\tresize_id\x18\x05 \x01(\t\x12#\n\x06\x63odecs\x18\x06 \x03(\x0e\x32\x13.playserve.v1.Codec\x12\x14\n\x07minimum\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07maximum\x18\x08 \x01(\x01H\x01\x88\x01\x01\x12\x11\n\tdroppable\x18\t \x01(\x08\x12\"\n\x05merge\x18\n \x01(\x0e\x32\x13.playserve.v1.Merge\x12\x10\n\x08optional\x18\x0b \x01(\x08\x42\n\n\x08_minimumB\n\n\x08_maximum\".\n\x12\x44iscreteActionSpec\x12\t\n\x01n\x18\x01 \x01(\x05\x12\r\n\x05names\x18\x02 \x03(\t\"\x89\x01\n\x11\x44\x65sktopActionSpec\x12\x0c\n\x04keys\x18\x01 \x03(\t\x12\x0f\n\x07\x62uttons\x18\x02 \x03(\x05\x12\x14\n\x0cmax_mouse_px\x18\x03 \x01(\x02\x12\x0e\n\x06scroll\x18\x04 \x01(\x08\x12/\n\x0cmouse_decode\x18\x05 \x01(\x0e\x32\x19.playserve.v1.MouseDecode\"~\n\nActionSpec\x12\x34\n\x08\x64iscrete\x18\x01 \x01(\x0b\x32 .playserve.v1.DiscreteActionSpecH\x00\x12\x32\n\x07\x64\x65sktop\x18\x02 \x01(\x0b\x32\x1f.playserve.v1.DesktopActionSpecH\x00\x42\x06\n\x04kind\"h\n\rDesktopAction\x12\x0c\n\x04keys\x18\x01 \x03(\t\x12\x0f\n\x07\x62uttons\x18\x02 \x03(\x05\x12\x13\n\x0bmouse_dx_px\x18\x03 \x01(\x02\x12\x13\n\x0bmouse_dy_px\x18\x04 \x01(\x02\x12\x0e\n\x06scroll\x18\x05 \x01(\x02\"Q\n\x06\x41\x63tion\x12\x0f\n\x05index\x18\x01 \x01(\x05H\x00\x12.\n\x07\x64\x65sktop\x18\x02 \x01(\x0b\x32\x1b.playserve.v1.DesktopActionH\x00\x42\x06\n\x04kind\"G\n\x07GapRule\x12#\n\x04mode\x18\x01 \x01(\x0e\x32\x15.playserve.v1.GapMode\x12\x17\n\x0f\x63\x61tch_up_frames\x18\x02 \x01(\x05\"\xe9\x04\n\nPolicySpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x03 \x01(\t\x12&\n\x04kind\x18\x04 \x01(\x0e\x32\x18.playserve.v1.PolicyKind\x12(\n\x06inputs\x18\x05 \x03(\x0b\x32\x18.playserve.v1.TensorSpec\x12)\n\x07outputs\x18\x06 \x03(\x0b\x32\x18.playserve.v1.TensorSpec\x12(\n\x06\x61\x63tion\x18\x07 \x01(\x0b\x32\x18.playserve.v1.ActionSpec\x12\x0f\n\x07rate_hz\x18\x08 \x01(\x02\x12\x16\n\x0e\x63ontext_frames\x18\t \x01(\x05\x12\x14\n\x0c\x63hunk_length\x18\n \x01(\x05\x12\'\n\x08gap_rule\x18\x0b \x01(\x0b\x32\x15.playserve.v1.GapRule\x12\x19\n\x11takes_instruction\x18\x0c \x01(\x08\x12\x1d\n\x15uses_executed_actions\x18\r \x01(\x08\x12\x14\n\x0cstate_layout\x18\x0e \x01(\t\x12\x1f\n\x17state_bytes_per_session\x18\x0f \x01(\x04\x12\x13\n\x0bslots_total\x18\x10 \x01(\x05\x12\x12\n\nslots_free\x18\x11 \x01(\x05\x12\x0f\n\x07\x61liases\x18\x12 \x03(\t\x12>\n\x0b\x65nvironment\x18\x13 \x03(\x0b\x32).playserve.v1.PolicySpec.EnvironmentEntry\x1a\x32\n\x10\x45nvironmentEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"z\n\x08Sampling\x12(\n\x04mode\x18\x01 \x01(\x0e\x32\x1a.playserve.v1.SamplingMode\x12\x13\n\x0btemperature\x18\x02 \x01(\x02\x12/\n\x0cmouse_decode\x18\x03 \x01(\x0e\x32\x19.playserve.v1.MouseDecode\")\n\x06\x45xtras\x12\x10\n\x08log_prob\x18\x01 \x01(\x08\x12\r\n\x05value\x18\x02 \x01(\x08\"=\n\nClientInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08platform\x18\x03 \x01(\t*\xa8\x01\n\x05\x44Type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x44TYPE_UINT8\x10\x01\x12\x0e\n\nDTYPE_INT8\x10\x02\x12\x0f\n\x0b\x44TYPE_INT16\x10\x03\x12\x0f\n\x0b\x44TYPE_INT32\x10\x04\x12\x0f\n\x0b\x44TYPE_INT64\x10\x05\x12\x11\n\rDTYPE_FLOAT16\x10\x06\x12\x11\n\rDTYPE_FLOAT32\x10\x07\x12\x0e\n\nDTYPE_BOOL\x10\x08*L\n\x05\x43odec\x12\x15\n\x11\x43ODEC_UNSPECIFIED\x10\x00\x12\r\n\tCODEC_RAW\x10\x01\x12\r\n\tCODEC_LZ4\x10\x02\x12\x0e\n\nCODEC_JPEG\x10\x03*x\n\x0bImageFormat\x12\x1c\n\x18IMAGE_FORMAT_UNSPECIFIED\x10\x00\x12\x15\n\x11IMAGE_FORMAT_RGB8\x10\x01\x12\x16\n\x12IMAGE_FORMAT_GRAY8\x10\x02\x12\x1c\n\x18IMAGE_FORMAT_GRAY8_STACK\x10\x03*?\n\x05Merge\x12\x15\n\x11MERGE_UNSPECIFIED\x10\x00\x12\x10\n\x0cMERGE_LATEST\x10\x01\x12\r\n\tMERGE_SUM\x10\x02*\x84\x01\n\x0bMouseDecode\x12\x1c\n\x18MOUSE_DECODE_UNSPECIFIED\x10\x00\x12\x15\n\x11MOUSE_DECODE_MEAN\x10\x01\x12\x1d\n\x19MOUSE_DECODE_CONSERVATIVE\x10\x02\x12!\n\x1dMOUSE_DECODE_TRUNCATED_NORMAL\x10\x03*\x93\x01\n\x0c\x41\x63tionSource\x12\x1d\n\x19\x41\x43TION_SOURCE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41\x43TION_SOURCE_POLICY\x10\x01\x12\x17\n\x13\x41\x43TION_SOURCE_HUMAN\x10\x02\x12\x16\n\x12\x41\x43TION_SOURCE_NONE\x10\x03\x12\x19\n\x15\x41\x43TION_SOURCE_UNKNOWN\x10\x04*W\n\nPolicyKind\x12\x1b\n\x17POLICY_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11POLICY_KIND_AGENT\x10\x01\x12\x15\n\x11POLICY_KIND_WORLD\x10\x02*M\n\x07GapMode\x12\x18\n\x14GAP_MODE_UNSPECIFIED\x10\x00\x12\x11\n\rGAP_MODE_SKIP\x10\x01\x12\x15\n\x11GAP_MODE_CATCH_UP\x10\x02*a\n\x0cSamplingMode\x12\x1d\n\x19SAMPLING_MODE_UNSPECIFIED\x10\x00\x12\x18\n\x14SAMPLING_MODE_SAMPLE\x10\x01\x12\x18\n\x14SAMPLING_MODE_ARGMAX\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,46 +33,48 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_POLICYSPEC_ENVIRONMENTENTRY']._loaded_options = None
   _globals['_POLICYSPEC_ENVIRONMENTENTRY']._serialized_options = b'8\001'
-  _globals['_DTYPE']._serialized_start=1823
-  _globals['_DTYPE']._serialized_end=1991
-  _globals['_CODEC']._serialized_start=1993
-  _globals['_CODEC']._serialized_end=2069
-  _globals['_IMAGEFORMAT']._serialized_start=2071
-  _globals['_IMAGEFORMAT']._serialized_end=2191
-  _globals['_MERGE']._serialized_start=2193
-  _globals['_MERGE']._serialized_end=2256
-  _globals['_ACTIONSOURCE']._serialized_start=2259
-  _globals['_ACTIONSOURCE']._serialized_end=2406
-  _globals['_POLICYKIND']._serialized_start=2408
-  _globals['_POLICYKIND']._serialized_end=2495
-  _globals['_GAPMODE']._serialized_start=2497
-  _globals['_GAPMODE']._serialized_end=2574
-  _globals['_SAMPLINGMODE']._serialized_start=2576
-  _globals['_SAMPLINGMODE']._serialized_end=2673
+  _globals['_DTYPE']._serialized_start=1922
+  _globals['_DTYPE']._serialized_end=2090
+  _globals['_CODEC']._serialized_start=2092
+  _globals['_CODEC']._serialized_end=2168
+  _globals['_IMAGEFORMAT']._serialized_start=2170
+  _globals['_IMAGEFORMAT']._serialized_end=2290
+  _globals['_MERGE']._serialized_start=2292
+  _globals['_MERGE']._serialized_end=2355
+  _globals['_MOUSEDECODE']._serialized_start=2358
+  _globals['_MOUSEDECODE']._serialized_end=2490
+  _globals['_ACTIONSOURCE']._serialized_start=2493
+  _globals['_ACTIONSOURCE']._serialized_end=2640
+  _globals['_POLICYKIND']._serialized_start=2642
+  _globals['_POLICYKIND']._serialized_end=2729
+  _globals['_GAPMODE']._serialized_start=2731
+  _globals['_GAPMODE']._serialized_end=2808
+  _globals['_SAMPLINGMODE']._serialized_start=2810
+  _globals['_SAMPLINGMODE']._serialized_end=2907
   _globals['_TENSOR']._serialized_start=42
   _globals['_TENSOR']._serialized_end=165
   _globals['_TENSORSPEC']._serialized_start=168
   _globals['_TENSORSPEC']._serialized_end=491
   _globals['_DISCRETEACTIONSPEC']._serialized_start=493
   _globals['_DISCRETEACTIONSPEC']._serialized_end=539
-  _globals['_DESKTOPACTIONSPEC']._serialized_start=541
-  _globals['_DESKTOPACTIONSPEC']._serialized_end=629
-  _globals['_ACTIONSPEC']._serialized_start=631
-  _globals['_ACTIONSPEC']._serialized_end=757
-  _globals['_DESKTOPACTION']._serialized_start=759
-  _globals['_DESKTOPACTION']._serialized_end=863
-  _globals['_ACTION']._serialized_start=865
-  _globals['_ACTION']._serialized_end=946
-  _globals['_GAPRULE']._serialized_start=948
-  _globals['_GAPRULE']._serialized_end=1019
-  _globals['_POLICYSPEC']._serialized_start=1022
-  _globals['_POLICYSPEC']._serialized_end=1639
-  _globals['_POLICYSPEC_ENVIRONMENTENTRY']._serialized_start=1589
-  _globals['_POLICYSPEC_ENVIRONMENTENTRY']._serialized_end=1639
-  _globals['_SAMPLING']._serialized_start=1641
-  _globals['_SAMPLING']._serialized_end=1714
-  _globals['_EXTRAS']._serialized_start=1716
-  _globals['_EXTRAS']._serialized_end=1757
-  _globals['_CLIENTINFO']._serialized_start=1759
-  _globals['_CLIENTINFO']._serialized_end=1820
+  _globals['_DESKTOPACTIONSPEC']._serialized_start=542
+  _globals['_DESKTOPACTIONSPEC']._serialized_end=679
+  _globals['_ACTIONSPEC']._serialized_start=681
+  _globals['_ACTIONSPEC']._serialized_end=807
+  _globals['_DESKTOPACTION']._serialized_start=809
+  _globals['_DESKTOPACTION']._serialized_end=913
+  _globals['_ACTION']._serialized_start=915
+  _globals['_ACTION']._serialized_end=996
+  _globals['_GAPRULE']._serialized_start=998
+  _globals['_GAPRULE']._serialized_end=1069
+  _globals['_POLICYSPEC']._serialized_start=1072
+  _globals['_POLICYSPEC']._serialized_end=1689
+  _globals['_POLICYSPEC_ENVIRONMENTENTRY']._serialized_start=1639
+  _globals['_POLICYSPEC_ENVIRONMENTENTRY']._serialized_end=1689
+  _globals['_SAMPLING']._serialized_start=1691
+  _globals['_SAMPLING']._serialized_end=1813
+  _globals['_EXTRAS']._serialized_start=1815
+  _globals['_EXTRAS']._serialized_end=1856
+  _globals['_CLIENTINFO']._serialized_start=1858
+  _globals['_CLIENTINFO']._serialized_end=1919
 # @@protoc_insertion_point(module_scope)

@@ -156,6 +156,34 @@ MERGE_SUM: Merge.ValueType  # 2
 """The values are added: mouse motion, scroll, rewards."""
 global___Merge = Merge
 
+class _MouseDecode:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _MouseDecodeEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_MouseDecode.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    MOUSE_DECODE_UNSPECIFIED: _MouseDecode.ValueType  # 0
+    """The policy's own default (DesktopActionSpec.mouse_decode)."""
+    MOUSE_DECODE_MEAN: _MouseDecode.ValueType  # 1
+    """The middle of the range that was drawn."""
+    MOUSE_DECODE_CONSERVATIVE: _MouseDecode.ValueType  # 2
+    """The end of the range that is nearest to no motion."""
+    MOUSE_DECODE_TRUNCATED_NORMAL: _MouseDecode.ValueType  # 3
+    """Drawn within the range, by the session's own random stream: the same seed and steps give the same pixels."""
+
+class MouseDecode(_MouseDecode, metaclass=_MouseDecodeEnumTypeWrapper):
+    """How a coarse step of mouse motion, as a policy draws it, becomes pixels."""
+
+MOUSE_DECODE_UNSPECIFIED: MouseDecode.ValueType  # 0
+"""The policy's own default (DesktopActionSpec.mouse_decode)."""
+MOUSE_DECODE_MEAN: MouseDecode.ValueType  # 1
+"""The middle of the range that was drawn."""
+MOUSE_DECODE_CONSERVATIVE: MouseDecode.ValueType  # 2
+"""The end of the range that is nearest to no motion."""
+MOUSE_DECODE_TRUNCATED_NORMAL: MouseDecode.ValueType  # 3
+"""Drawn within the range, by the session's own random stream: the same seed and steps give the same pixels."""
+global___MouseDecode = MouseDecode
+
 class _ActionSource:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -397,10 +425,15 @@ class DesktopActionSpec(google.protobuf.message.Message):
     BUTTONS_FIELD_NUMBER: builtins.int
     MAX_MOUSE_PX_FIELD_NUMBER: builtins.int
     SCROLL_FIELD_NUMBER: builtins.int
+    MOUSE_DECODE_FIELD_NUMBER: builtins.int
     max_mouse_px: builtins.float
     """Largest |dx| and |dy| of one action, in pixels."""
     scroll: builtins.bool
     """Whether the policy scrolls."""
+    mouse_decode: global___MouseDecode.ValueType
+    """How motion is decoded where a session's Sampling does not say. Unspecified: the policy knows no coarse steps, and
+    Sampling.mouse_decode has no effect.
+    """
     @property
     def keys(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Keys that the policy may hold, as W3C KeyboardEvent.code names ("KeyW", "Space")."""
@@ -416,8 +449,9 @@ class DesktopActionSpec(google.protobuf.message.Message):
         buttons: collections.abc.Iterable[builtins.int] | None = ...,
         max_mouse_px: builtins.float = ...,
         scroll: builtins.bool = ...,
+        mouse_decode: global___MouseDecode.ValueType = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["buttons", b"buttons", "keys", b"keys", "max_mouse_px", b"max_mouse_px", "scroll", b"scroll"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["buttons", b"buttons", "keys", b"keys", "max_mouse_px", b"max_mouse_px", "mouse_decode", b"mouse_decode", "scroll", b"scroll"]) -> None: ...
 
 global___DesktopActionSpec = DesktopActionSpec
 
@@ -664,17 +698,21 @@ class Sampling(google.protobuf.message.Message):
 
     MODE_FIELD_NUMBER: builtins.int
     TEMPERATURE_FIELD_NUMBER: builtins.int
+    MOUSE_DECODE_FIELD_NUMBER: builtins.int
     mode: global___SamplingMode.ValueType
     """The mode."""
     temperature: builtins.float
     """Temperature, more than 0 and at most 100; 0 means 1."""
+    mouse_decode: global___MouseDecode.ValueType
+    """How mouse motion is decoded; unspecified: as the policy does by itself. Ignored by policies without mouse."""
     def __init__(
         self,
         *,
         mode: global___SamplingMode.ValueType = ...,
         temperature: builtins.float = ...,
+        mouse_decode: global___MouseDecode.ValueType = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["mode", b"mode", "temperature", b"temperature"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["mode", b"mode", "mouse_decode", b"mouse_decode", "temperature", b"temperature"]) -> None: ...
 
 global___Sampling = Sampling
 
