@@ -38,7 +38,7 @@ class Break:
 def current() -> pb.FileDescriptorSet:
     """Return the descriptors of the committed generated code."""
     result = pb.FileDescriptorSet()
-    for path in sorted(PROTO_ROOT.rglob("*.proto")):
+    for path in sorted((PROTO_ROOT / "playserve/v1").rglob("*.proto")):
         name = path.relative_to(PROTO_ROOT).with_suffix("").as_posix().replace("/", ".") + "_pb2"
         importlib.import_module(name).DESCRIPTOR.CopyToProto(result.file.add())
     return result

@@ -6,7 +6,16 @@ source and m target pixels each weight is the overlap in units of 1/m pixel, so 
 up to n. Every sum is an integer that its floating-point type holds exactly (rows below 2**24 in float32, columns below
 2**53 in float64), so the result is the same bit for bit on every machine and in any order of summation.
 
-It only makes images smaller or keeps them. There is no other id yet, and an id never changes its meaning.
+It only makes images smaller or keeps them.
+
+`hamming-v1` is Open Pixel2Play's resize: separable convolution with a Hamming-windowed sinc of support 1, antialiased,
+the aspect squashed. Theirs is fast_image_resize 5.1.4, ours Pillow's; both take the same weights over the same source
+pixels and round to 8 bits after each of the two passes. They are not the same bit for bit: Pillow's weights have 22
+fractional bits and its rows are resized first, theirs have as many bits as fit 16-bit integers. A pixel can be one
+level off. With the id of a policy, recording, training and playing take the same code, so nothing of that is between
+them. It needs Pillow (`pip install "playserve[play]"`), resizes either way, and takes any number of channels.
+
+An id never changes its meaning.
 """
 
 from __future__ import annotations
@@ -20,9 +29,10 @@ import numpy.typing as npt
 
 from playserve.errors import BadSettingError, ShapeMismatchError
 
-__all__ = ["AREA_V1", "RESIZES", "resize"]
+__all__ = ["AREA_V1", "HAMMING_V1", "RESIZES", "resize"]
 
 AREA_V1 = "area-v1"
+HAMMING_V1 = "hamming-v1"
 
 Image = npt.NDArray[np.uint8]
 
@@ -81,5 +91,20 @@ def _bands(source: int, target: int) -> tuple[tuple[int, npt.NDArray[np.int64]],
     return tuple(bands)
 
 
+def _hamming(frame: Image, height: int, width: int) -> Image:
+    from PIL import Image as PillowImage  # brought by the extras; area-v1 needs nothing
+
+    if min(*frame.shape, height, width) < 1:
+        raise ShapeMismatchError(f"{HAMMING_V1} from {list(frame.shape)} to {height} x {width}, wanted at least 1 x 1")
+    if frame.shape[:2] == (height, width):
+        return np.ascontiguousarray(frame)
+    if frame.ndim == 3 and frame.shape[2] != 3:
+        # Pillow gives other channel counts a meaning: the fourth would be multiplied into the others.
+        planes = [_hamming(frame[:, :, channel], height, width) for channel in range(frame.shape[2])]
+        return np.stack(planes, axis=2)
+    source = PillowImage.fromarray(np.ascontiguousarray(frame))
+    return np.array(source.resize((width, height), PillowImage.Resampling.HAMMING))
+
+
 #: Every resize by its id, as TensorSpec.resize_id names it.
-RESIZES: Mapping[str, Callable[[Image, int, int], Image]] = {AREA_V1: _area}
+RESIZES: Mapping[str, Callable[[Image, int, int], Image]] = {AREA_V1: _area, HAMMING_V1: _hamming}
