@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
-from playserve.codec import encode, executed_from_proto
-from playserve.errors import NotImplementedHereError, PlayserveError, RateMismatchError, to_status
-from playserve.settings import Consent, Extras, Sampling, SamplingMode, check_instruction, check_rate
-from playserve.specs import DiscreteActionSpec
+from playserve.codec import DesktopAction, action_to_proto, encode, executed_from_proto
+from playserve.errors import PlayserveError, RateMismatchError, to_status
+from playserve.settings import (
+    Consent,
+    Extras,
+    MouseDecode,
+    Sampling,
+    SamplingMode,
+    check_instruction,
+    check_rate,
+)
+from playserve.specs import DesktopActionSpec
 from playserve.v1 import policy_service_pb2 as ps
 from playserve.v1 import types_pb2 as pb
 from playserve_services.inference.catalog import LoadedPolicy
+from playserve_services.inference.decoding import Executed
 from playserve_services.inference.sessions import Answer, Settings
 
 __all__ = [
-    "codec_list",
-    "executed_action", "live_rate", "open_settings", "result_message", "rollout_message", "row_error", "step_error",
+    "codec_list", "executed_action", "live_rate", "open_settings", "result_message", "rollout_message", "row_error",
+    "sampling_settings", "step_error",
 ]  # fmt: skip
 
 
@@ -26,18 +35,23 @@ def open_settings(
     sampling: pb.Sampling | None, extras: pb.Extras, instruction: str = "", consent: ps.Consent | None = None
 ) -> Settings:
     """Return the settings of an Open or RolloutOpen; raises BadSettingError."""
-    drawn = Sampling() if sampling is None else Sampling.from_proto(sampling)
     wanted = Extras.from_proto(extras)
     allowed = Consent() if consent is None else Consent.from_proto(consent)
     return Settings(
-        temperature=drawn.temperature,
-        argmax=drawn.mode is SamplingMode.ARGMAX,
+        **({} if sampling is None else sampling_settings(sampling)),
         instruction=check_instruction(instruction),
         log_prob=wanted.log_prob,
         value=wanted.value,
         watch=allowed.watch,
         record=allowed.record,
     )
+
+
+def sampling_settings(message: pb.Sampling) -> dict[str, Any]:
+    """Return the fields of `Settings` that a Sampling message sets, all of them; raises BadSettingError."""
+    drawn = Sampling.from_proto(message)
+    decode = "" if drawn.mouse_decode is MouseDecode.DEFAULT else drawn.mouse_decode.name.lower()
+    return {"temperature": drawn.temperature, "argmax": drawn.mode is SamplingMode.ARGMAX, "decode": decode}
 
 
 def live_rate(policy: LoadedPolicy, rate_hz: float, live: bool) -> float:
@@ -49,16 +63,14 @@ def live_rate(policy: LoadedPolicy, rate_hz: float, live: bool) -> float:
     return rate_hz or wanted
 
 
-def executed_action(
-    policy: LoadedPolicy, action: pb.Action, source: pb.ActionSource.ValueType
-) -> tuple[int, ...] | None:
-    """Return what was executed as one number a head; None: nothing, or unknown."""
-    value = executed_from_proto(action, source, policy.spec.action)
+def executed_action(policy: LoadedPolicy, action: pb.Action, source: pb.ActionSource.ValueType) -> Executed:
+    """Return what was executed; None: unknown, or nothing where a choice of one among n has no name for that."""
+    spec = policy.spec.action
+    value = executed_from_proto(action, source, spec)
     if value is None:
-        return None
-    if not isinstance(value, int):
-        raise NotImplementedHereError("desktop actions are not served by this version")
-    return (value,)
+        idle = source == pb.ACTION_SOURCE_NONE and isinstance(spec, DesktopActionSpec)
+        return DesktopAction() if idle else None
+    return (value,) if isinstance(value, int) else value
 
 
 def _microseconds(nanoseconds: int) -> int:
@@ -85,8 +97,10 @@ def result_message(answer: Answer, now_ns: int) -> ps.PlayResponse:
     message.capture_time_ns = frame.capture_time_ns
     message.episode_id = frame.episode_id
     _fill_times(message.times, answer, now_ns)
-    if isinstance(answer.slot.session.policy.spec.action, DiscreteActionSpec):
+    if answer.decoded is None:
         message.actions.add().index = answer.action[0]
+    else:
+        message.actions.append(action_to_proto(answer.decoded, answer.slot.session.policy.spec.action))
     for name, array in answer.outputs.items():
         message.outputs.append(encode(array, name))
     if answer.log_prob is not None:
@@ -112,7 +126,11 @@ def rollout_message(answers: Sequence[Answer], now_ns: int) -> ps.RolloutRespons
     result = response.result
     result.env_ids.extend([a.slot.row for a in answers])
     result.episode_ids.extend([a.frame.episode_id for a in answers])
-    result.action_indices.extend([a.action[0] for a in answers])
+    if first.decoded is None:
+        result.action_indices.extend([a.action[0] for a in answers])
+    else:
+        spec = first.slot.session.policy.spec.action
+        result.actions.extend([action_to_proto(a.decoded, spec) for a in answers if a.decoded is not None])
     result.version = first.version
     _fill_times(result.times, oldest, now_ns)
     if first.log_prob is not None:

@@ -343,7 +343,7 @@ class InferenceCore:
             slot.busy = False
             action = tuple(rows.actions[index])
             # Nobody plays the action of a step that is not answered.
-            slot.last_action = None if frame.observe_only else action
+            slot.last_action = None if frame.observe_only else action if rows.executed is None else rows.executed[index]
             if not frame.observe_only:
                 answer = Answer(
                     slot, frame, action,
@@ -352,6 +352,7 @@ class InferenceCore:
                     {name: array[index] for name, array in rows.outputs.items()},
                     policy.spec.version, plan.dropped,
                     result.started_ns - frame.arrived_ns, result.finished_ns - result.started_ns, size,
+                    None if rows.decoded is None else rows.decoded[index],
                 )  # fmt: skip
                 slot.last_answer = answer
                 slot.session.steps += 1

@@ -92,4 +92,5 @@ def _row(slot: Slot, frame: Frame) -> Row:
         settings.argmax,
         slot.entered_ticks,
         settings.instruction,
+        settings.decode,
     )

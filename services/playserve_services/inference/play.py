@@ -20,7 +20,7 @@ from playserve.errors import (
     PlayserveError,
     SeqNotIncreasingError,
 )
-from playserve.settings import Consent, Pace, Sampling, SamplingMode, VersionPolicy, check_instruction
+from playserve.settings import Consent, Pace, VersionPolicy, check_instruction
 from playserve.v1 import policy_service_pb2 as ps
 from playserve.v1 import types_pb2 as pb
 from playserve_services.inference import convert
@@ -275,8 +275,7 @@ class PlayStream:
         if message.HasField("instruction"):
             changes["instruction"] = check_instruction(message.instruction)
         if message.HasField("sampling"):
-            drawn = Sampling.from_proto(message.sampling)
-            changes |= {"temperature": drawn.temperature, "argmax": drawn.mode is SamplingMode.ARGMAX}
+            changes |= convert.sampling_settings(message.sampling)
         if message.HasField("consent"):
             allowed = Consent.from_proto(message.consent)
             changes |= {"watch": allowed.watch, "record": allowed.record}

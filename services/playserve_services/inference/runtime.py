@@ -15,8 +15,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from playserve.errors import BadSettingError, NotImplementedHereError
-from playserve.specs import DiscreteActionSpec, PolicyKind, PolicySpec
+from playserve.actions import Action
+from playserve.errors import BadSettingError
+from playserve.specs import PolicySpec
+from playserve_services.inference.decoding import DesktopDecoder, Executed, num_heads
 from playserve_services.inference.graphs import (
     CompiledSteps,
     CudaGraphSteps,
@@ -31,7 +33,7 @@ from playserve_services.inference.slots import SlotPool
 from playserve_services.inference.staging import OUTPUT, Array, Computed, Field, Staged, Staging
 from playserve_trainer.models.policy import INSTRUCTION, TICKS, UNKNOWN_ACTION, Memory, Policy, StateTensor
 
-__all__ = ["Array", "Row", "Rows", "Runtime", "TorchRuntime", "check_context", "num_heads", "static_step"]
+__all__ = ["Array", "Row", "Rows", "Runtime", "TorchRuntime", "check_context", "static_step"]
 
 _log = logging.getLogger(__name__)
 _INPUT = "input/"  # before the names of a policy's inputs, among the staged arrays
@@ -53,25 +55,28 @@ class Row:
         slot: Its row in the pool.
         reset: Whether the memory is empty before this frame.
         inputs: Arrays [*shape] by input name.
-        executed: The action executed before this frame, one number a head; None: unknown.
+        executed: The action executed before this frame, one number a head, or as desktop policies play it; None:
+            unknown.
         seed: Of the sampling.
         counter: Frames that entered the memory under that seed before this one.
         temperature: Of the sampling.
         argmax: Take the most probable action.
         ticks: Game ticks between the frame before in the memory and this one; 1 at the first of an episode.
         instruction: In force; read by policies that take one.
+        decode: How mouse motion is decoded; "": as the policy does by itself.
     """
 
     slot: int
     reset: bool
     inputs: Mapping[str, Array]
-    executed: tuple[int, ...] | None
+    executed: Executed
     seed: int
     counter: int
     temperature: float
     argmax: bool
     ticks: int = 1
     instruction: str = ""
+    decode: str = ""
 
 
 @dataclass(slots=True)
@@ -83,12 +88,16 @@ class Rows:
         log_probs: float32 [B, H], when wanted.
         values: float32 [B], when the policy has them.
         outputs: Arrays [B, ...] by output name.
+        decoded: B actions of a policy that plays keyboard and mouse; None: the numbers are indices.
+        executed: B lists of one number a head, what the policy is told where its answer is executed; None: `actions`.
     """
 
     actions: list[list[int]]
     log_probs: npt.NDArray[np.float32] | None
     values: npt.NDArray[np.float32] | None
     outputs: Mapping[str, Array]
+    decoded: list[Action] | None = None
+    executed: list[tuple[int, ...]] | None = None
 
 
 class Runtime(Protocol):
@@ -111,15 +120,6 @@ class Runtime(Protocol):
 
         Call it in a thread that may wait, whenever a session's instruction is new; policies that take none ignore it.
         """
-
-
-def num_heads(spec: PolicySpec) -> int:
-    """Return the number of heads of an action: one for a discrete choice."""
-    if spec.kind is PolicyKind.WORLD:
-        raise NotImplementedHereError(f"policy {spec.name!r}: worlds are not served by this version")
-    if isinstance(spec.action, DiscreteActionSpec):
-        return 1
-    raise NotImplementedHereError(f"policy {spec.name!r}: desktop actions are not served by this version")
 
 
 class TorchRuntime:
@@ -160,7 +160,8 @@ class TorchRuntime:
         if graphs != "off" and self._buckets is None:
             raise BadSettingError(f"graphs {graphs!r} need batch buckets: a graph has one batch size")
         self._max_batch = max_batch
-        self._heads = num_heads(spec)
+        self._heads = num_heads(spec, policy)
+        self._decoder = DesktopDecoder.of(spec, policy, self._heads)
         self._autocast = autocast
         for tensor in spec.inputs:
             if -1 in tensor.shape:
@@ -225,10 +226,17 @@ class TorchRuntime:
         staged = self.staging.of(size)
         self._stage(rows, staged)
         if self._steps is None:
-            return self._run_directly(rows, staged, want_log_prob)
+            result = self._run_directly(rows, staged, want_log_prob)
+        else:
+            result = self._run_staged(self._steps, n, staged, want_log_prob)
+        if self._decoder is not None:
+            result.decoded, result.executed = self._decoder.decode(rows, result.actions)
+        return result
+
+    def _run_staged(self, steps: Steps, n: int, staged: Staged, want_log_prob: bool) -> Rows:
         self.staging.send(staged)
         with torch.inference_mode():
-            arrays = self._steps(staged)
+            arrays = steps(staged)
         log_probs, value = arrays.get("log_probs"), arrays.get("value")
         return Rows(
             actions=arrays["actions"][:n].tolist(),
@@ -277,7 +285,10 @@ class TorchRuntime:
             host["slot"][:n] = [r.slot for r in rows]
             host["reset"][:n] = [r.reset for r in rows]
             unknown = (UNKNOWN_ACTION,) * self._heads
-            host["executed"][:n] = [r.executed or unknown for r in rows]
+            if self._decoder is None:
+                host["executed"][:n] = [r.executed or unknown for r in rows]
+            else:
+                host["executed"][:n] = [self._decoder.encoded(r.executed) or unknown for r in rows]
             if TICKS in self._context:
                 host[_INPUT + TICKS][:n] = [r.ticks for r in rows]
             if self.instructions is not None:

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from playserve.actions import Action, DesktopAction, clip_action, merge_executed
 from playserve.errors import (
     EpisodeReusedError,
     ExecutedUnknownError,
@@ -32,6 +33,7 @@ from playserve.errors import (
 )
 from playserve.specs import GapMode, Merge
 from playserve_services.inference.catalog import LoadedPolicy
+from playserve_services.inference.decoding import Executed
 from playserve_services.inference.runtime import Array
 from playserve_services.inference.slots import SlotLease
 
@@ -82,6 +84,7 @@ class Settings:
     temperature: float = 1.0
     argmax: bool = False
     instruction: str = ""
+    decode: str = ""
     log_prob: bool = False
     value: bool = False
     watch: bool = False
@@ -132,7 +135,7 @@ class Frame:
     budget: bool = False
     observe_only: bool = False
     capture_time_ns: int = 0
-    executed: tuple[int, ...] | None = None
+    executed: Executed = None
     executed_known: bool = False
     executed_told: bool = False
 
@@ -160,6 +163,7 @@ class Answer:
         queue_ns: Waiting.
         compute_ns: In the engine.
         batch_size: Rows of the batch.
+        decoded: The action itself where it is keyboard and mouse; None: `action` is an index.
     """
 
     slot: Slot
@@ -173,6 +177,7 @@ class Answer:
     queue_ns: int
     compute_ns: int
     batch_size: int
+    decoded: Action | None = None
 
 
 class Slot:
@@ -210,7 +215,7 @@ class Slot:
         self.seen_episode = episode_id  # highest episode that arrived
         self.last_action: tuple[int, ...] | None = None
         self.last_answer: Answer | None = None
-        self.pending_executed: tuple[int, tuple[int, ...] | None] | None = None  # for the frame after this seq
+        self.pending_executed: tuple[int, Executed] | None = None  # for the frame after this seq
         self.pending_seed: tuple[int, int | None] | None = None  # (episode, seed) of a Reset, until a step enters
         self.dropped: list[DroppedStep] = []
 
@@ -280,6 +285,11 @@ class Slot:
             return
         if not heir.executed_told:
             heir.executed, heir.executed_told = old.executed, old.executed_told
+        elif isinstance(old.executed, DesktopAction) and isinstance(heir.executed, DesktopAction):
+            # The memory will know one frame where two were played: what is held is the newer, motion was both.
+            both = clip_action(merge_executed(old.executed, heir.executed), self.session.policy.spec.action)
+            assert isinstance(both, DesktopAction)  # noqa: S101 - of the kind that went in
+            heir.executed = both
         if heir.episode_seed is None:
             heir.episode_seed = old.episode_seed
         heir.inputs = _merge(self.session.policy, old.inputs, heir.inputs)
@@ -307,7 +317,7 @@ class Slot:
         self.seen_episode = self.episode_id if self.pending_seed is None else self.pending_seed[0]
         return count
 
-    def executed(self, seq: int, action: tuple[int, ...] | None) -> None:
+    def executed(self, seq: int, action: Executed) -> None:
         """Note what was executed in answer to frame `seq`; None: nothing, or unknown.
 
         Raises:
@@ -339,7 +349,7 @@ class Slot:
         self.pending_executed = None
         self.pending_seed = (episode_id, seed)
 
-    def enter(self, frame: Frame) -> tuple[bool, tuple[int, ...] | None, int]:
+    def enter(self, frame: Frame) -> tuple[bool, Executed, int]:
         """Account for a frame that goes into the engine now; return (reset, executed, counter).
 
         The game ticks since the frame before it are in `entered_ticks` until the next one enters.
