@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, device
 
-__all__ = ["IGNORED_LABEL", "Batch", "BatchSource", "ShuffledOrder", "StreamOrder"]
+from playserve_trainer.models.policy import IGNORED_LABEL
 
-#: Stands in `labels` where the expert's action is unknown or must not be learnt (padding, keys of a recorder).
-IGNORED_LABEL = -1
+__all__ = ["IGNORED_LABEL", "Batch", "BatchSource", "PartSource", "ShuffledOrder", "StreamOrder"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +49,17 @@ class Batch:
             self.samples,
         )
 
+    def rows(self, start: int, stop: int) -> Batch:
+        """Return rows `start` to `stop`; their samples are their share, so that the shares add up."""
+        count, span = self.labels_BTH.shape[0], slice(start, stop)
+        return Batch(
+            {name: tensor[span] for name, tensor in self.inputs.items()},
+            self.executed_BTH[span],
+            self.first_BT[span],
+            self.labels_BTH[span],
+            self.samples * stop // count - self.samples * start // count,
+        )
+
 
 class BatchSource(Protocol):
     """An endless row of batches.
@@ -76,6 +86,14 @@ class BatchSource(Protocol):
 
     def batch(self, index: int) -> Batch:
         """Return batch `index` (from 0), in fresh memory; the same for ever, whatever was asked for before."""
+
+
+@runtime_checkable
+class PartSource(BatchSource, Protocol):
+    """A source that can make some rows of a batch without the others, for several processes or passes."""
+
+    def part(self, index: int, start: int, stop: int) -> Batch:
+        """Return rows `start` to `stop` of batch `index`."""
 
 
 class ShuffledOrder:

@@ -17,17 +17,20 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from playserve.actions import Action
 from playserve.errors import BadActionError
 from playserve.specs import DiscreteActionSpec, PolicySpec
 
 __all__ = [
+    "IGNORED_LABEL",
     "INSTRUCTION",
     "TARGETS",
     "TICKS",
     "UNKNOWN_ACTION",
     "ForwardOutput",
+    "LabelCounts",
     "Memory",
     "Policy",
     "Sampler",
@@ -38,6 +41,9 @@ __all__ = [
 
 #: Stands in `executed` where nothing was executed, or nobody knows what was; also at the first step of an episode.
 UNKNOWN_ACTION = -1
+
+#: Stands in labels where the expert's action is unknown or must not be learnt (padding, keys of a recorder).
+IGNORED_LABEL = -1
 
 #: Context input (:meth:`Policy.context_inputs`): int64, game ticks between the step before in the memory and this one,
 #: at least 1; 1 at the first step of an episode. More than 1 where frames were missed or left out.
@@ -119,6 +125,24 @@ class ForwardOutput:
 
     logits: tuple[Tensor, ...]
     state: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelCounts:
+    """What a loss is divided by: the whole batch of an optimizer step, of which one call may see a part only.
+
+    Attributes:
+        labels_H: int64 [H], labels that are not IGNORED_LABEL, on the device of the loss.
+        positions: B * T, steps of the whole batch, padding and ignored labels included.
+    """
+
+    labels_H: Tensor
+    positions: int
+
+    @classmethod
+    def of(cls, labels_BTH: Tensor) -> LabelCounts:
+        """Return the counts of labels int64 [B, T, H]."""
+        return cls((labels_BTH != IGNORED_LABEL).sum((0, 1)), labels_BTH.shape[0] * labels_BTH.shape[1])
 
 
 class Policy(nn.Module, ABC):
@@ -207,6 +231,25 @@ class Policy(nn.Module, ABC):
             memory: The slots of the rows; advanced in place.
             sample: Draws the actions, called once a head in order.
         """
+
+    def loss(self, logits: Sequence[Tensor], labels_BTH: Tensor, counts: LabelCounts) -> Tensor:
+        """Return what training makes small, a scalar: here the mean cross-entropy of each head, summed over the heads.
+
+        The losses of the parts of a batch add up to the loss of the batch, because `counts` is the whole batch's: rows
+        may lie on other processes, or come in another pass.
+
+        Args:
+            logits: One tensor [B, T, A] a head, as :meth:`forward` gave them.
+            labels_BTH: int64, the expert's actions, IGNORED_LABEL where there is none to learn.
+            counts: Of the whole batch of this step.
+        """
+        total = torch.zeros((), device=labels_BTH.device)
+        for head, logits_BTA in enumerate(logits):
+            logits_MA, labels_M = logits_BTA.flatten(0, 1).float(), labels_BTH[..., head].flatten()
+            summed = F.cross_entropy(logits_MA, labels_M, ignore_index=IGNORED_LABEL, reduction="sum")
+            # A batch without a label gives no gradient, not 0 / 0.
+            total = total + summed / counts.labels_H[head].clamp(min=1)
+        return total
 
     def layout(self) -> str:
         """Return the digest of the memory layout."""
