@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -11,8 +13,8 @@ from playserve.errors import BadSettingError
 from playserve_client.nethack.keys import ACTION_NAMES
 from playserve_trainer.flops import count_flops
 from playserve_trainer.models.nethack import NetHackConfig, NetHackPolicy
-from playserve_trainer.models.nethack.encoder import NetHackEncoder
-from playserve_trainer.models.nethack.text import LineNumbers, WordCodes
+from playserve_trainer.models.nethack.encoder import NetHackEncoder, crop_codes
+from playserve_trainer.models.nethack.text import LineNumbers, WordHashes
 from playserve_trainer.models.policy import UNKNOWN_ACTION, Memory
 from playserve_trainer.models.registry import build, config_from_json, config_to_json, describe
 
@@ -38,9 +40,16 @@ def screen(message: str = MESSAGE, *, player: tuple[int, int] = (10, 30), **rows
     return {"tty_chars": chars[None], "tty_colors": colors[None], "tty_cursor": cursor[None]}
 
 
-def codes(text: str, **changes: bool) -> list[int]:
-    words = WordCodes(80, 16, 8192, **changes)
-    return words(line(text)[None])[0].tolist()
+def codes(text: str, *, digits: bool = True) -> list[int]:
+    return codes_of(line(text)[None], digits=digits)[0].tolist()
+
+
+def codes_of(lines: Tensor, *, digits: bool = True) -> Tensor:
+    words = WordHashes(80, 16)
+    of_words = lines > 32
+    if not digits:
+        of_words &= (lines < 48) | (lines > 57)
+    return words.codes(words(lines, of_words), 8192)
 
 
 def encode(encoder: NetHackEncoder, frame: dict[str, Tensor], executed: int = 3) -> Tensor:
@@ -83,7 +92,7 @@ def test_without_digits_numbers_part_words() -> None:
 
 def test_words_of_many_lines_at_once_are_those_of_each_alone() -> None:
     texts = [MESSAGE, "", "--More--", "x" * 80, "y z"]
-    together = WordCodes(80, 16, 8192)(torch.stack([line(text) for text in texts]))
+    together = codes_of(torch.stack([line(text) for text in texts]))
     assert together.tolist() == [codes(text) for text in texts]
     assert together.min() >= 0
     assert together.max() < 8192
@@ -151,6 +160,26 @@ def test_counts_are_the_same_where_shapes_must_not_depend_on_the_data(encoder: N
     dense = encoder.zones.counts_of_all(chars, colors, encoder.zones.zones_of_cells(row, column))
     assert torch.equal(compact.float(), dense)
     assert int(compact.sum()) == int((chars[:, 1:22] > 32).sum())
+
+
+@given(
+    st.lists(st.text(" \0ab09:9(", max_size=80) | st.binary(max_size=80).map(lambda b: b.decode("latin1")), min_size=1)
+)
+def test_words_and_numbers_are_the_same_where_shapes_must_not_depend_on_the_data(texts: list[str]) -> None:
+    lines = torch.stack([torch.tensor(list(text.ljust(80).encode("latin1")), dtype=torch.uint8) for text in texts])
+    words, numbers, of_words = WordHashes(80, 16), LineNumbers(12), lines > 32
+    assert torch.equal(words(lines, of_words), words.of_lines(lines, of_words))
+    for compact, dense in zip(numbers(lines), numbers.of_lines(lines), strict=True):
+        assert torch.equal(compact, dense)
+
+
+def test_the_crop_is_the_same_where_shapes_must_not_depend_on_the_data(encoder: NetHackEncoder) -> None:
+    generator = torch.Generator().manual_seed(0)
+    chars = torch.randint(0, 256, (6, 24, 80), dtype=torch.uint8, generator=generator)
+    colors = torch.randint(-128, 128, (6, 24, 80), dtype=torch.int8, generator=generator)
+    row, column = torch.tensor([0, 5, 10, 23, 1, 23]), torch.tensor([0, 79, 40, 3, 1, 79])
+    dense = encoder.crop.codes(chars, colors, row, column)
+    assert torch.equal(torch.from_numpy(crop_codes(chars.numpy(), colors.numpy(), row.numpy(), column.numpy())), dense)
 
 
 def test_a_cursor_at_the_edge_or_beyond_is_no_error(encoder: NetHackEncoder) -> None:

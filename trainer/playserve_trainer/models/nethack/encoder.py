@@ -9,7 +9,8 @@ minute of training is worth:
 - the rest of the screen is counted: how many cells of each kind lie in each zone around the cursor. Zones grow with
   the distance. The counts need no gradient.
 
-The parts add up, which is what concatenation before a linear layer would do.
+The parts add up, which is what concatenation before a linear layer would do. What needs no gradient is computed in
+numpy on a CPU, for all lines at once: a step of few rows is otherwise spent on the calls of hundreds of operators.
 
 Shape legend: N frames, D width, P = 81 cells of the crop, Z zones, K kinds of cells.
 """
@@ -20,21 +21,24 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from playserve_trainer.models.nethack.config import NetHackConfig
-from playserve_trainer.models.nethack.text import LineNumbers, WordCodes
+from playserve_trainer.models.nethack.text import LineNumbers, WordHashes, in_numpy
 from playserve_trainer.models.policy import UNKNOWN_ACTION
 
-__all__ = ["NetHackEncoder"]
+__all__ = ["NetHackEncoder", "crop_codes"]
 
 _ROWS, _COLUMNS = 24, 80
 _CELLS = _ROWS * _COLUMNS
 _MAP = slice(1, 22)  # rows of the main screen; row 0 is the message, 22 and 23 are the status
 _COLORS = 16
 _CODES = 128 * _COLORS  # of (character, colour)
-_SPACE = 32
+_MESSAGE, _STATUS = 0, (22, 23)
+_SPACE, _ZERO, _NINE = 32, 48, 57
 _RADIUS = 4
 _CODE_SIZE = 16  # numbers that embed one cell of the crop
 _MESSAGE_CODES = 4096
@@ -55,8 +59,9 @@ class NetHackEncoder(nn.Module):
     def __init__(self, config: NetHackConfig) -> None:
         super().__init__()
         width = config.width
-        self.message = _Words(0, _MESSAGE_WORDS, _MESSAGE_CODES, width, digits=True)
-        self.status_words = _Words(23, _STATUS_WORDS, _STATUS_CODES, width, digits=False)
+        self.hashes = WordHashes(_COLUMNS, max(_MESSAGE_WORDS, _STATUS_WORDS))
+        self.message = _Words(self.hashes, _MESSAGE_WORDS, _MESSAGE_CODES, width)
+        self.status_words = _Words(self.hashes, _STATUS_WORDS, _STATUS_CODES, width)
         self.status = _Status(width)
         self.crop = _Crop(width)
         self.zones = _Zones(width)
@@ -86,7 +91,8 @@ class NetHackEncoder(nn.Module):
         """
         row_N = cursor_N2[:, 0].long().clamp(max=_ROWS - 1)
         column_N = cursor_N2[:, 1].long().clamp(max=_COLUMNS - 1)
-        x_ND = self.message(chars_NRC) + self.status_words(chars_NRC) + self.status(chars_NRC)
+        message_NC, status_NC = self._hash_words(chars_NRC)
+        x_ND = self.message(message_NC) + self.status_words(status_NC) + self.status(chars_NRC)
         x_ND = x_ND + self.executed(executed_N - UNKNOWN_ACTION) + self.row(row_N) + self.column(column_N)
         x_ND = x_ND + self.crop(chars_NRC, colors_NRC, row_N, column_N)
         x_ND = x_ND + self.zones(chars_NRC, colors_NRC, row_N, column_N)
@@ -96,19 +102,26 @@ class NetHackEncoder(nn.Module):
         mixed_ND: Tensor = x_ND + self.mix(F.relu(x_ND))
         return mixed_ND
 
+    def _hash_words(self, chars_NRC: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the hashes of the words of the message line, and of the last status line, where digits are none."""
+        line_N2L = torch.stack([chars_NRC[:, _MESSAGE], chars_NRC[:, _STATUS[-1]]], dim=1)
+        text_N2L = line_N2L > _SPACE
+        text_N2L[:, 1] &= (line_N2L[:, 1] < _ZERO) | (line_N2L[:, 1] > _NINE)
+        hashes_N2C = self.hashes(line_N2L.flatten(0, 1), text_N2L.flatten(0, 1)).view(len(chars_NRC), 2, -1)
+        return hashes_N2C[:, 0], hashes_N2C[:, 1]
+
 
 class _Words(nn.Module):
-    """Embeddings of the words of a row of the screen, added up."""
+    """Embeddings of the words of a line, added up."""
 
-    def __init__(self, row: int, num_words: int, num_codes: int, width: int, *, digits: bool) -> None:
+    def __init__(self, hashes: WordHashes, num_words: int, num_codes: int, width: int) -> None:
         super().__init__()
-        self.row = row
-        self.codes = WordCodes(_COLUMNS, num_words, num_codes, digits=digits)
+        self.codes, self.num_words, self.num_codes = hashes.codes, num_words, num_codes
         self.bag = nn.EmbeddingBag(num_codes, width, mode="sum", padding_idx=0)
         nn.init.normal_(self.bag.weight, std=0.02)
 
-    def forward(self, chars_NRC: Tensor) -> Tensor:
-        vectors_ND: Tensor = self.bag(self.codes(chars_NRC[:, self.row]))
+    def forward(self, hashes_NC: Tensor) -> Tensor:
+        vectors_ND: Tensor = self.bag(self.codes(hashes_NC, self.num_codes, self.num_words))
         return vectors_ND
 
 
@@ -118,18 +131,16 @@ class _Status(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.numbers = LineNumbers(_STATUS_NUMBERS)
-        self.linear = nn.Linear(2 * _STATUS_NUMBERS * 4, width)
+        self.linear = nn.Linear(len(_STATUS) * _STATUS_NUMBERS * 4, width)
 
     def forward(self, chars_NRC: Tensor) -> Tensor:
-        features = []
-        for row in (22, 23):
-            number_NF, known_NF = self.numbers(chars_NRC[:, row])
-            value_NF = number_NF.to(self.linear.weight.dtype)
-            following_NF = F.pad(value_NF[:, 1:], (0, 1))
-            ratio_NF = value_NF / following_NF.clamp(min=1.0)
-            features += [torch.log1p(value_NF) * 0.5, ratio_NF.clamp(max=2.0), (value_NF * 0.05).clamp(max=2.0),
-                         known_NF.to(value_NF.dtype)]  # fmt: skip
-        vectors_ND: Tensor = self.linear(torch.cat(features, dim=1))
+        number_MF, known_MF = self.numbers(chars_NRC[:, _STATUS[0] : _STATUS[-1] + 1].flatten(0, 1))
+        value_MF = number_MF.to(self.linear.weight.dtype)
+        following_MF = F.pad(value_MF[:, 1:], (0, 1))
+        ratio_MF = value_MF / following_MF.clamp(min=1.0)
+        features_MG = torch.cat([torch.log1p(value_MF) * 0.5, ratio_MF.clamp(max=2.0), (value_MF * 0.05).clamp(max=2.0),
+                                 known_MF.to(value_MF.dtype)], dim=1)  # fmt: skip
+        vectors_ND: Tensor = self.linear(features_MG.view(len(chars_NRC), -1))
         return vectors_ND
 
 
@@ -144,6 +155,16 @@ class _Crop(nn.Module):
         nn.init.normal_(self.embed.weight, std=0.3)
 
     def forward(self, chars_NRC: Tensor, colors_NRC: Tensor, row_N: Tensor, column_N: Tensor) -> Tensor:
+        if in_numpy(chars_NRC):
+            screens = (chars_NRC.numpy(), colors_NRC.numpy(), row_N.numpy(), column_N.numpy())
+            code_NP = torch.from_numpy(crop_codes(*screens))
+        else:
+            code_NP = self.codes(chars_NRC, colors_NRC, row_N, column_N)
+        vectors_ND: Tensor = self.linear(self.embed(code_NP).flatten(1))
+        return vectors_ND
+
+    def codes(self, chars_NRC: Tensor, colors_NRC: Tensor, row_N: Tensor, column_N: Tensor) -> Tensor:
+        """Return the code int64 [N, P] of each cell of the crop, 0 outside of the screen."""
         around = torch.arange(-_RADIUS, _RADIUS + 1, device=chars_NRC.device)
         row_NS, column_NS = row_N.unsqueeze(1) + around, column_N.unsqueeze(1) + around
         inside_NSS = ((row_NS >= 0) & (row_NS < _ROWS)).unsqueeze(2) & (
@@ -153,9 +174,20 @@ class _Crop(nn.Module):
         place_NP = place_NSS.flatten(1)
         code_NP = (chars_NRC.flatten(1).gather(1, place_NP).long() & 127) * _COLORS
         code_NP = code_NP + (colors_NRC.flatten(1).gather(1, place_NP).long() & (_COLORS - 1))
-        code_NP = code_NP * inside_NSS.flatten(1)
-        vectors_ND: Tensor = self.linear(self.embed(code_NP).flatten(1))
-        return vectors_ND
+        return code_NP * inside_NSS.flatten(1)
+
+
+def crop_codes(
+    chars_NRC: NDArray[np.uint8], colors_NRC: NDArray[np.int8], row_N: NDArray[np.int64], column_N: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Do what `_Crop.codes` does, in numpy: whole pieces of rows, cut from a screen with a frame of zeros."""
+    side, num_screens = 2 * _RADIUS + 1, len(chars_NRC)
+    framed = np.zeros((num_screens, _ROWS + side - 1, _COLUMNS + side - 1), np.int16)
+    inner = framed[:, _RADIUS:-_RADIUS, _RADIUS:-_RADIUS]
+    np.multiply(chars_NRC & 127, _COLORS, out=inner, dtype=np.int16)
+    inner += colors_NRC & (_COLORS - 1)
+    windows = sliding_window_view(framed, (side, side), axis=(1, 2))
+    return windows[np.arange(num_screens), row_N, column_N].reshape(num_screens, -1).astype(np.int64)
 
 
 class _Zones(nn.Module):
@@ -179,10 +211,10 @@ class _Zones(nn.Module):
 
     def counts(self, chars_NRC: Tensor, colors_NRC: Tensor, row_N: Tensor, column_N: Tensor) -> Tensor:
         """Return whole numbers [N, Z * K]."""
-        zone_NRC = self.zones_of_cells(row_N, column_N)
-        if chars_NRC.device.type == "cpu" and not torch.compiler.is_compiling():
-            return self._counts_of_filled(chars_NRC[:, _MAP], colors_NRC[:, _MAP], zone_NRC)
-        return self.counts_of_all(chars_NRC, colors_NRC, zone_NRC)
+        if in_numpy(chars_NRC):
+            filled = self._counts_of_filled(chars_NRC.numpy(), colors_NRC.numpy(), row_N.numpy(), column_N.numpy())
+            return torch.from_numpy(filled)
+        return self.counts_of_all(chars_NRC, colors_NRC, self.zones_of_cells(row_N, column_N))
 
     def zones_of_cells(self, row_N: Tensor, column_N: Tensor) -> Tensor:
         """Return the zones int16 [N, 21, 80] of the main screen's cells, as seen from cursors."""
@@ -200,18 +232,24 @@ class _Zones(nn.Module):
         counts = torch.zeros(len(chars_NRC), self.num_zones * self.num_kinds, device=chars_NRC.device)
         return counts.scatter_add_(1, bins_NRC.flatten(1), (chars_NRC > _SPACE).float().flatten(1))
 
-    def _counts_of_filled(self, chars_NRC: Tensor, colors_NRC: Tensor, zone_NRC: Tensor) -> Tensor:
+    def _counts_of_filled(
+        self,
+        chars_NRC: NDArray[np.uint8],
+        colors_NRC: NDArray[np.int8],
+        row_N: NDArray[np.int64],
+        column_N: NDArray[np.int64],
+    ) -> NDArray[np.int64]:
         """Count on a CPU: most of a screen is empty, and only what is not is looked at."""
-        chars, colors, zones = chars_NRC.numpy().ravel(), colors_NRC.numpy().ravel(), zone_NRC.numpy().ravel()
+        num_screens, size = len(chars_NRC), self.num_zones * self.num_kinds
+        chars, colors = chars_NRC[:, _MAP].ravel(), colors_NRC[:, _MAP].ravel()
         filled = np.flatnonzero(chars > _SPACE)
-        cells = chars_NRC[0].numel()
-        size = self.num_zones * self.num_kinds
         code = (chars[filled].astype(np.int16) * _COLORS + (colors[filled] & (_COLORS - 1))) & (_CODES - 1)
-        ends = np.searchsorted(filled, np.arange(1, len(chars_NRC) + 1) * cells)
-        frame = np.repeat(np.arange(len(chars_NRC), dtype=np.int64) * size, np.diff(ends, prepend=0))
-        frame += zones[filled] * np.int16(self.num_kinds)
-        frame += self.kinds.numpy()[code]
-        return torch.from_numpy(np.bincount(frame, minlength=len(chars_NRC) * size)).view(-1, size)
+        line, column = np.divmod(filled, _COLUMNS)
+        screen, row = np.divmod(line, _MAP.stop - _MAP.start)
+        zone = self.row_zones.numpy()[row + (_MAP.start + _ROWS - row_N)[screen]]
+        zone = zone + self.column_zones.numpy()[column + (_COLUMNS - column_N)[screen]]
+        place = screen * size + zone * np.int16(self.num_kinds) + self.kinds.numpy()[code]
+        return np.bincount(place, minlength=num_screens * size).reshape(num_screens, size)
 
     def forward(self, chars_NRC: Tensor, colors_NRC: Tensor, row_N: Tensor, column_N: Tensor) -> Tensor:
         counts = self.counts(chars_NRC, colors_NRC, row_N, column_N)
