@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from playserve_client.commands.counting import show_count
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -50,7 +52,8 @@ def _import_nld(args: argparse.Namespace) -> int:
 
     from playserve_client.nethack.nld import import_nld
 
-    with _progress(args.steps) as (progress, on_found):
+    by_steps = args.steps is not None
+    with show_count("importing", "frames" if by_steps else "games", args.steps, by_steps=by_steps) as counter:
         report = import_nld(
             args.directory,
             args.out,
@@ -59,39 +62,13 @@ def _import_nld(args: argparse.Namespace) -> int:
             games=args.games,
             steps=args.steps,
             workers=args.workers,
-            progress=progress,
-            on_found=on_found,
+            progress=counter.advance,
+            on_found=lambda games: None if by_steps else counter.set_total(games),
         )
     _print_import(report)
     if report.interrupted:
         return 130
     return 1 if report.damaged else 0
-
-
-@contextmanager
-def _progress(steps: int | None) -> Iterator[tuple[Callable[[int, int], None], Callable[[int], None]]]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
-
-    columns = (
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-        TextColumn("{task.fields[unit]}"), TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns) as bar:
-        task = bar.add_task("importing", total=steps, unit="games" if steps is None else "frames", rate="")
-        frames = 0
-
-        def progress(new_frames: int, new_games: int) -> None:
-            nonlocal frames
-            frames += new_frames
-            elapsed = bar.tasks[0].elapsed or 0.0
-            rate = f"{frames / elapsed:,.0f} frames/s" if elapsed > 1 else ""
-            bar.update(task, advance=new_games if steps is None else new_frames, rate=rate)
-
-        def on_found(games: int) -> None:
-            if steps is None:
-                bar.update(task, total=games)
-
-        yield progress, on_found
 
 
 def _print_import(report: ImportReport) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from playserve_client.commands.counting import show_count
 
 if TYPE_CHECKING:
     from playserve_client.nethack.replay_dataset import ReplayReport
@@ -44,7 +44,7 @@ def _replay(args: argparse.Namespace) -> int:
     from playserve_client.nethack.games import carried_games
     from playserve_client.nethack.replay_dataset import ReplaySettings, replay_dataset
 
-    with _progress() as (progress, on_found):
+    with show_count("replaying", "steps", None, by_steps=True) as counter:
         report = replay_dataset(
             args.file or carried_games(),
             args.out,
@@ -52,40 +52,13 @@ def _replay(args: argparse.Namespace) -> int:
             steps=args.steps,
             settings=ReplaySettings(blstats=args.blstats, inventory=args.inventory, ttyrec=args.ttyrec),
             workers=args.workers,
-            progress=progress,
-            on_found=on_found,
+            progress=counter.advance,
+            on_found=lambda _games, steps: counter.set_total(steps),
         )
     _print_report(report)
     if report.interrupted:
         return 130
     return 1 if report.mismatched else 0
-
-
-@contextmanager
-def _progress() -> Iterator[tuple[Callable[[int, int], None], Callable[[int, int], None]]]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
-
-    columns = (
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"),
-        TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns) as bar:
-        task = bar.add_task("replaying", total=None, rate="")
-        frames = done = wanted = 0
-
-        def progress(new_frames: int, new_games: int) -> None:
-            nonlocal frames, done
-            frames, done = frames + new_frames, done + new_games
-            elapsed = bar.tasks[0].elapsed or 0.0
-            rate = f"{frames / elapsed:,.0f} steps/s" if elapsed > 1 else ""
-            bar.update(task, completed=frames, rate=rate, description=f"replayed {done} of {wanted} games")
-
-        def on_found(games: int, total: int) -> None:
-            nonlocal wanted
-            wanted = games
-            bar.update(task, total=total)
-
-        yield progress, on_found
 
 
 def _print_report(report: ReplayReport) -> None:

@@ -121,7 +121,7 @@ def read_outcome(game: GamePlan, out: Path) -> GameOutcome:
         DataLossError: A file is damaged.
     """
     train, rollout = out / "train" / game.game, out / "rollout" / game.game
-    summary, results = _read(train / "summary.json"), _read(rollout / "results.json")
+    summary, results = read_json(train / "summary.json"), read_json(rollout / "results.json")
     learning, held_out = _read_curves(train / "metrics.jsonl")
     video = results["videos"][0] if results["videos"] else None
     film = rollout / video["path"] if video else None
@@ -129,7 +129,7 @@ def read_outcome(game: GamePlan, out: Path) -> GameOutcome:
         plan=game,
         recorded=describe_recorded(game, data_folder(game, out)),
         summary=summary,
-        manifest=_read(_published(summary, out / "store")),
+        manifest=read_json(_published(summary, out / "store")),
         results=results,
         learning=learning,
         held_out=held_out,
@@ -164,19 +164,9 @@ def _published(summary: Mapping[str, Any], store: Path) -> Path:
     return store / str(published["name"]) / str(published["version"]) / "manifest.json"
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        value: dict[str, Any] = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise NotFoundError(f"{path} is not there; `playserve demo` with the same --out makes it") from error
-    except ValueError as error:
-        raise DataLossError(f"{path} is damaged: {error}") from error
-    return value
-
-
 def _read_or_none(path: Path) -> dict[str, Any] | None:
     try:
-        return _read(path)
+        return read_json(path)
     except (NotFoundError, DataLossError):
         return None
 

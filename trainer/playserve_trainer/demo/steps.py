@@ -34,6 +34,13 @@ def data_folder(game: GamePlan, out: Path) -> Path:
     return out / "data" / "atari" / game.game if game.family == "atari" else out / "data" / "nethack"
 
 
+def _task(game: GamePlan, out: Path) -> tuple[str, ...]:
+    """Return the family, and what of it is trained or played."""
+    if game.family == "nethack":
+        return ("nethack", "--data", f"{data_folder(game, out)}")
+    return ("atari", "--game", game.game, "--data", f"{out / 'data'}")
+
+
 def recording(plan: DemoPlan, game: GamePlan, out: Path) -> Step:
     """Return the step that makes the expert's games: Atari's are recorded, NetHack's replayed from seeds and keys."""
     if game.family == "nethack":
@@ -51,11 +58,7 @@ def recording(plan: DemoPlan, game: GamePlan, out: Path) -> Step:
 def training(game: GamePlan, out: Path) -> Step:
     """Return the step that trains and publishes the agent of `game`."""
     folder = out / "train" / game.game
-    if game.family == "nethack":
-        source: tuple[str, ...] = ("nethack", "--data", f"{data_folder(game, out)}")
-    else:
-        source = ("atari", "--game", game.game, "--data", f"{out / 'data'}")
-    command = ("train", *source, "--minutes", f"{game.minutes:g}", *game.train_flags, "--out", f"{folder}",
+    command = ("train", *_task(game, out), "--minutes", f"{game.minutes:g}", *game.train_flags, "--out", f"{folder}",
                "--publish", game.game, "--store", f"{out / 'store'}")  # fmt: skip
     return Step(
         name=f"train-{game.game}",
@@ -74,12 +77,8 @@ def serving(out: Path) -> tuple[str, ...]:
 def playing(plan: DemoPlan, game: GamePlan, out: Path, server: str) -> Step:
     """Return the step that plays `game` through the policy server at `server`."""
     folder = out / "rollout" / game.game
-    if game.family == "nethack":
-        source: tuple[str, ...] = ("nethack", "--data", f"{data_folder(game, out)}")
-    else:
-        source = ("atari", "--game", game.game, "--data", f"{out / 'data'}")
     command = (
-        "rollout", *source, "--server", server, "--episodes", f"{game.episodes}",
+        "rollout", *_task(game, out), "--server", server, "--episodes", f"{game.episodes}",
         "--argmax-episodes", f"{game.argmax_episodes}", "--baseline-episodes", f"{game.baseline_episodes}",
         *game.play_flags, "--workers", f"{plan.workers}", "--record", f"{game.recorded_games}", "--out", f"{folder}",
     )  # fmt: skip
