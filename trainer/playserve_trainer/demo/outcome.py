@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from playserve.errors import DataLossError, NotFoundError
+from playserve_trainer.demo.files import read_json
 from playserve_trainer.demo.plan import DemoPlan, GamePlan
 from playserve_trainer.demo.recorded import describe_recorded
 from playserve_trainer.demo.steps import data_folder
