@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from playserve.codec import Action, action_to_proto, clip_action
 from playserve.errors import BadRowError, PlayserveError, StateError, from_status
-from playserve.settings import ActionSource, Extras, Sampling
+from playserve.settings import ActionSource, Extras, Sampling, check_instruction
 from playserve.specs import Codec, PolicySpec
 from playserve.v1 import policy_service_pb2 as ps
 from playserve.v1 import types_pb2 as pb
@@ -84,6 +84,7 @@ class RolloutCore:
         inputs: Frame,
         episode_seeds: Ids | None = None,
         executed: Executed | None = None,
+        instructions: Sequence[str] | None = None,
     ) -> list[ps.RolloutRequest]:
         """Return the messages of n rows: one, or as many as the server's largest message makes necessary."""
         if self.error is not None:
@@ -94,9 +95,15 @@ class RolloutCore:
         if n == 0 or len(episode_ids) != n or (episode_seeds is not None and len(episode_seeds) != n):
             seeds = "no" if episode_seeds is None else str(len(episode_seeds))
             raise BadRowError(f"{n} env ids, {len(episode_ids)} episode ids, {seeds} seeds; wanted as many of each")
+        if instructions is not None:
+            if len(instructions) != n:
+                raise BadRowError(f"{n} env ids, {len(instructions)} instructions; wanted as many of each")
+            for text in set(instructions):
+                check_instruction(text)
         arrays = self._packer.rows(inputs, n)
         rest = [] if executed is None else [self._executed(env, *what) for env, what in executed.items()]
         row_bytes = 64 + sum(array.nbytes // n + 1 for _, array in arrays)
+        row_bytes += 4 * max(map(len, instructions or ("",)))
         size = max(1, min(n, (self.opened.max_message_bytes - _SLACK_BYTES) // row_bytes))
         requests = []
         for start in range(0, n, size):
@@ -108,6 +115,7 @@ class RolloutCore:
                 episode_ids=[int(i) for i in episode_ids[rows]],
                 episode_seeds=None if episode_seeds is None else [int(i) for i in episode_seeds[rows]],
                 inputs=[self._packer.pack_rows(name, array[rows]) for name, array in arrays],
+                episode_instructions=None if instructions is None else instructions[rows],
                 # With its own row; for environments without a row, with the last message.
                 executed=[row for row in rest if row.env_id in mine or last],
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -78,6 +78,7 @@ class Rollout(RolloutView):
         inputs: Frame,
         episode_seeds: Ids | None = None,
         executed: Executed | None = None,
+        instructions: Sequence[str] | None = None,
     ) -> None:
         """Send one step of n environments without waiting. Several may be in flight; a row's answers come in order.
 
@@ -87,8 +88,9 @@ class Rollout(RolloutView):
             inputs: One array [n, *shape], where the policy has one required input, or such arrays by input name.
             episode_seeds: n seeds, read where an episode is new; None: derived from the rollout's seed.
             executed: What was really executed, by environment, in answer to its last row, where it was not the answer.
+            instructions: n instructions, read where an episode is new; None: episodes without one.
         """
-        for request in self._core.step_requests(env_ids, episode_ids, inputs, episode_seeds, executed):
+        for request in self._core.step_requests(env_ids, episode_ids, inputs, episode_seeds, executed, instructions):
             self._opened_stream().send(request)
         self._last_sent = time.monotonic()
 

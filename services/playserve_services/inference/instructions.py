@@ -42,6 +42,14 @@ class InstructionCache:
         """Return the number of texts that are kept."""
         return len(self._arrays)
 
+    def knows(self, text: str) -> bool:
+        """Return whether the embedding of a text is here; it then stays for as long as those of other texts do."""
+        with self._lock:
+            if text not in self._arrays:
+                return False
+            self._arrays.move_to_end(text)
+            return True
+
     def prepare(self, text: str) -> None:
         """Embed a text, unless it is here already.
 

@@ -24,8 +24,8 @@ from playserve.settings import Consent, Pace, VersionPolicy, check_instruction
 from playserve.v1 import policy_service_pb2 as ps
 from playserve.v1 import types_pb2 as pb
 from playserve_services.inference import convert
-from playserve_services.inference.catalog import LoadedPolicy
 from playserve_services.inference.core import InferenceCore, OpenRequest
+from playserve_services.inference.embedding import embed
 from playserve_services.inference.inbox import next_message
 from playserve_services.inference.loader import PolicyLoader
 from playserve_services.inference.outbox import Outbox, abort
@@ -70,7 +70,7 @@ class PlayStream:
         self._principal = principal
         self._decoders = decoders
         self._embedders = embedders
-        self._embedding: set[asyncio.Task[None]] = set()
+        self._configuring: list[asyncio.Task[None]] = []  # changes that are not in force yet, oldest first
         self._max_message_bytes = max_message_bytes
         self._outbox = Outbox(context)
         self._session: Session | None = None
@@ -85,7 +85,7 @@ class PlayStream:
             await self._outbox.run()
         finally:
             reader.cancel()
-            for task in self._embedding:
+            for task in self._configuring:
                 task.cancel()
             # Only the stream that holds the session may detach it: a newer one may have taken it over.
             if self._session is not None and self._attached:
@@ -144,7 +144,7 @@ class PlayStream:
         sampling = message.sampling if message.HasField("sampling") else None
         consent = message.consent if message.HasField("consent") else None
         settings = convert.open_settings(sampling, message.extras, message.instruction, consent)
-        await self._embed(policy, settings.instruction)
+        await embed(policy, self._embedders, settings.instruction)
         session = self._core.open(
             OpenRequest(
                 policy=policy,
@@ -271,45 +271,36 @@ class PlayStream:
         self._core.pump_soon()
 
     def _configure(self, session: Session, message: ps.Configure) -> None:
-        changes: dict[str, Any] = {}
-        if message.HasField("instruction"):
-            changes["instruction"] = check_instruction(message.instruction)
-        if message.HasField("sampling"):
-            changes |= convert.sampling_settings(message.sampling)
-        if message.HasField("consent"):
-            allowed = Consent.from_proto(message.consent)
-            changes |= {"watch": allowed.watch, "record": allowed.record}
-        text = changes.get("instruction", session.settings.instruction)
-        if text != session.settings.instruction and session.policy.spec.takes_instruction:
-            # The game goes on under the old instruction until the new one is embedded.
-            task = asyncio.create_task(self._embed_and_apply(session, changes))
-            self._embedding.add(task)
-            task.add_done_callback(self._embedding.discard)
-        else:
-            self._apply(session, changes)
-
-    async def _embed_and_apply(self, session: Session, changes: dict[str, Any]) -> None:
-        try:
-            await self._embed(session.policy, changes["instruction"])
-        except PlayserveError as error:
-            self._core.metrics.error(session.policy.spec.name, error.reason)
-            self._outbox.put(convert.step_error(0, error))
-        else:
-            if self._current() is session:
-                self._apply(session, changes)
-
-    async def _embed(self, policy: LoadedPolicy, text: str) -> None:
-        """Embed an instruction where that may take long: neither here nor in the engine."""
-        if not policy.spec.takes_instruction:
+        text = message.instruction if message.HasField("instruction") else session.settings.instruction
+        slow = text != session.settings.instruction and session.policy.spec.takes_instruction
+        if not slow and not self._configuring:
+            self._apply(session, _changes(message))
             return
-        loop = asyncio.get_running_loop()
+        # The game goes on under the old settings until the new instruction is embedded. What is changed after it waits
+        # for it: clients know their Configured by its order.
+        before = self._configuring[-1] if self._configuring else None
+        task = asyncio.create_task(self._configure_in_turn(session, message, before))
+        self._configuring.append(task)
+        task.add_done_callback(self._configuring.remove)
+
+    async def _configure_in_turn(
+        self, session: Session, message: ps.Configure, before: asyncio.Task[None] | None
+    ) -> None:
+        changes: dict[str, Any] = {}
+        failed: PlayserveError | None = None
         try:
-            await loop.run_in_executor(self._embedders, policy.runtime.prepare_instruction, text)
-        except PlayserveError:
-            raise
-        except Exception as error:
-            _log.exception("an instruction could not be embedded")
-            raise EngineFailedError("the instruction could not be embedded") from error
+            changes = _changes(message)
+            if "instruction" in changes:
+                await embed(session.policy, self._embedders, changes["instruction"])
+        except PlayserveError as error:
+            failed = error
+        if before is not None:
+            await asyncio.wait([before])
+        if failed is not None:
+            self._core.metrics.error(session.policy.spec.name, failed.reason)
+            self._outbox.put(convert.step_error(0, failed))
+        elif self._current() is session:
+            self._apply(session, changes)
 
     def _apply(self, session: Session, changes: dict[str, Any]) -> None:
         settings = self._core.configure(session, **changes)
@@ -319,3 +310,16 @@ class PlayStream:
         now_ns = time.monotonic_ns()
         for answer in answers:
             self._outbox.put(convert.result_message(answer, now_ns))
+
+
+def _changes(message: ps.Configure) -> dict[str, Any]:
+    """Return the fields of `Settings` that a Configure changes; raises BadSettingError."""
+    changes: dict[str, Any] = {}
+    if message.HasField("instruction"):
+        changes["instruction"] = check_instruction(message.instruction)
+    if message.HasField("sampling"):
+        changes |= convert.sampling_settings(message.sampling)
+    if message.HasField("consent"):
+        allowed = Consent.from_proto(message.consent)
+        changes |= {"watch": allowed.watch, "record": allowed.record}
+    return changes

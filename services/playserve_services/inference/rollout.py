@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from typing import Any
 
 import grpc
@@ -20,10 +21,13 @@ from playserve.errors import (
     NotOpenError,
     PlayserveError,
 )
+from playserve.settings import check_instruction
 from playserve.v1 import policy_service_pb2 as ps
 from playserve.v1 import types_pb2 as pb
 from playserve_services.inference import convert
 from playserve_services.inference.core import InferenceCore, OpenRequest
+from playserve_services.inference.decoding import Executed
+from playserve_services.inference.embedding import EpisodeInstructions, Waiting
 from playserve_services.inference.inbox import next_message
 from playserve_services.inference.loader import PolicyLoader
 from playserve_services.inference.outbox import Outbox, abort
@@ -44,16 +48,19 @@ class RolloutStream:
         loader: PolicyLoader,
         context: grpc.aio.ServicerContext[Any, Any],
         principal: str,
+        embedders: Executor,
         max_message_bytes: int,
     ) -> None:
         self._core = core
         self._loader = loader
         self._context = context
         self._principal = principal
+        self._embedders = embedders
         self._max_message_bytes = max_message_bytes
         self._outbox = Outbox(context)
         self._session: Session | None = None
         self._decoder: Decoder | None = None
+        self._instructions: EpisodeInstructions | None = None  # of policies that take one
         self._seed = 0
 
     async def run(self) -> None:
@@ -63,6 +70,8 @@ class RolloutStream:
             await self._outbox.run()
         finally:
             reader.cancel()
+            if self._instructions is not None:
+                self._instructions.cancel()
             if self._session is not None:
                 self._core.detach(self._session)
         if self._outbox.error is not None:
@@ -75,6 +84,8 @@ class RolloutStream:
                 await self._outbox.room()
                 request = await next_message(self._context)
                 if request is None or request.WhichOneof("message") == "close":
+                    if self._instructions is not None:
+                        await self._instructions.settled()
                     self._core.close(self._session)  # what comes after it does not count
                     return
                 self._handle(self._session, request)
@@ -113,6 +124,14 @@ class RolloutStream:
         self._session = session
         self._seed = session.slots[0].seed
         self._decoder = Decoder(policy.spec.inputs, session.codecs, self._max_message_bytes)
+        if policy.spec.takes_instruction:
+            self._instructions = EpisodeInstructions(
+                self._core,
+                session,
+                self._embedders,
+                lambda env_id, error: self._refuse(session, env_id, error),
+                self._core.limits.max_steps_in_flight,
+            )
         session.sink = self._answer
         session.on_end = self._outbox.close
         session.on_step_error = lambda slot, seq, error: self._outbox.put(convert.row_error(slot.row, error))
@@ -155,7 +174,10 @@ class RolloutStream:
         slots = self._slots(session, step)
         assert self._decoder is not None  # noqa: S101 - set with the session
         stacked = self._decoder.decode_rows(step.inputs, len(slots))
-        refused = self._executed(session, step)
+        texts = step.episode_instructions
+        for text in set(texts):
+            check_instruction(text)
+        refused, later = self._executed(session, step)
         seeds = step.episode_seeds or [derive_seed(self._seed, episode) for episode in step.episode_ids]
         decode_ns = time.monotonic_ns() - arrived_ns
         for i, slot in enumerate(slots):
@@ -170,24 +192,36 @@ class RolloutStream:
                 episode_seed=seeds[i],
                 decode_ns=decode_ns,
             )
+            if self._instructions is not None:
+                item = Waiting(frame, texts[i] if texts else "", later.pop(slot.row, ()))
+                self._instructions.take(slot, item)
+                continue
             try:
                 self._core.arrive(slot, frame)
             except PlayserveError as error:
                 self._refuse(session, slot.row, error)
+        if self._instructions is not None:
+            for env_id, told in later.items():
+                self._instructions.take(session.slots[env_id], Waiting(None, told=told))
         self._core.pump_soon()
 
-    def _executed(self, session: Session, step: ps.RolloutStep) -> set[int]:
-        """Take note of what was executed; return the environments where that was refused."""
+    def _executed(self, session: Session, step: ps.RolloutStep) -> tuple[set[int], dict[int, tuple[Executed, ...]]]:
+        """Take note of what was executed; return the environments where that was refused, and what has to wait."""
         told = [(self._slot(session, row.env_id), row) for row in step.executed]
         refused: dict[int, PlayserveError] = {}
+        later: dict[int, tuple[Executed, ...]] = {}
         for slot, row in told:
             try:
-                slot.executed(slot.seen_seq, convert.executed_action(session.policy, row.action, row.source))
+                action = convert.executed_action(session.policy, row.action, row.source)
+                if self._instructions is not None and self._instructions.waits(slot.row):
+                    later[slot.row] = (action,)
+                else:
+                    slot.executed(slot.seen_seq, action)
             except PlayserveError as error:
                 refused[slot.row] = error
         for env_id, why in refused.items():
             self._refuse(session, env_id, why)
-        return set(refused)
+        return set(refused), later
 
     def _slot(self, session: Session, env_id: int) -> Slot:
         if env_id >= len(session.slots):
@@ -198,10 +232,11 @@ class RolloutStream:
         n = len(step.env_ids)
         if n == 0:
             raise BadRowError("a step without rows")
-        if len(step.episode_ids) != n or len(step.episode_seeds) not in (0, n):
+        columns = len(step.episode_seeds), len(step.episode_instructions)
+        if len(step.episode_ids) != n or not {*columns} <= {0, n}:
             raise BadRowError(
-                f"{n} env_ids, {len(step.episode_ids)} episode_ids, {len(step.episode_seeds)} episode_seeds; wanted "
-                f"{n} of each, or no seeds"
+                f"{n} env_ids, {len(step.episode_ids)} episode_ids, {columns[0]} episode_seeds, {columns[1]} "
+                f"episode_instructions; wanted {n} of each, or no seeds and no instructions"
             )
         if len(set(step.env_ids)) != n:
             raise BadRowError(f"an environment twice among {list(step.env_ids)}")

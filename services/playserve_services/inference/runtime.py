@@ -121,6 +121,9 @@ class Runtime(Protocol):
         Call it in a thread that may wait, whenever a session's instruction is new; policies that take none ignore it.
         """
 
+    def knows_instruction(self, text: str) -> bool:
+        """Return whether a row may bring an instruction without making its batch wait."""
+
 
 class TorchRuntime:
     """Runs a `playserve_trainer` policy.
@@ -307,6 +310,10 @@ class TorchRuntime:
         """See :class:`Runtime`."""
         if self.instructions is not None:
             self.instructions.prepare(text)
+
+    def knows_instruction(self, text: str) -> bool:
+        """See :class:`Runtime`."""
+        return self.instructions is None or self.instructions.knows(text)
 
     def warm_up(self) -> None:
         """See :class:`Runtime`. Makes the graphs, largest first: the smaller ones fit into its temporary memory."""

@@ -61,7 +61,7 @@ class PolicyServicer(policy_service_pb2_grpc.PolicyServiceServicer):
     async def Rollout(self, request_iterator: Any, context: Context) -> None:  # type: ignore[override]
         """Serve one evaluator's environments."""
         await RolloutStream(
-            self._core, self._loader, context, self._principal_of(context), self._max_message_bytes
+            self._core, self._loader, context, self._principal_of(context), self._embedders, self._max_message_bytes
         ).run()
 
     async def ListPolicies(self, request: ps.ListPoliciesRequest, context: Context) -> ps.ListPoliciesResponse:
