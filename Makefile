@@ -6,7 +6,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# `play` is not among them: pynput needs evdev, which has no wheel and so needs a C compiler and kernel headers.
+# `play` is not among them: pynput needs evdev, which has no wheel and so needs a C compiler and kernel headers. It is
+# tried afterwards; without it the tests of the desktop client are skipped by name.
 EXTRAS ?= envs,train,serve
 PIP_VERSION := 26.3
 # More arguments for pip, for example --extra-index-url https://download.pytorch.org/whl/cpu for the small torch.
@@ -41,6 +42,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip==$(PIP_VERSION)'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS) \
 		-e '.[$(EXTRAS)]' --group dev
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS) \
+		-e '.[play]' >$(VENV)/play.log 2>&1 || \
+		echo "Left out: playserve[play], the desktop client (pynput needs a C compiler and kernel headers; $(VENV)/play.log)"
 	@$(BIN)/python -m pip check
 	@touch $(STAMP)
 

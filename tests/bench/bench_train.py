@@ -10,23 +10,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
-import json
-import os
-import platform
-import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from harness import machine, report_console
 from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 from torch.nn import functional as F
+from training_race import GOAL, Loop, add_arguments, our_loop, race, show
 
 from playserve_client.recordings import Episode, EpisodeMeta, episode_path, write_episode
 from playserve_trainer.models.atari import AtariPolicy
@@ -36,8 +30,6 @@ from playserve_trainer.train.config import TrainConfig
 from playserve_trainer.train.loop import Trainer
 from playserve_trainer.train.optimize import make_optimizer
 
-_GOAL = 0.8
-_JITTER = 0.3  # relative spread (interquartile range over median) of the bare loop beyond which nothing is concluded
 _ACTIONS = ("NOOP", "FIRE", "RIGHT", "LEFT")
 
 
@@ -58,21 +50,7 @@ def _record(root: Path, episodes: int, steps: int) -> None:
         write_episode(episode_path(root, "atari", "bench", seed), episode)
 
 
-def _our_loop(config: TrainConfig) -> tuple[Trainer, Callable[[int], float]]:
-    """Return the trainer, and a function that runs some steps and returns frames/s."""
-    prepared = atari.prepare(config)
-    trainer = Trainer(config, prepared.policy, prepared.source, prepared.held_out)
-
-    def run(steps: int) -> float:
-        trainer.config = dataclasses.replace(config, max_steps=trainer.step + steps)
-        began = time.perf_counter()
-        trainer.run()
-        return steps * config.batch_size / (time.perf_counter() - began)
-
-    return trainer, run
-
-
-def _bare_loop(config: TrainConfig, trainer: Trainer) -> Callable[[int], float]:
+def _bare_loop(config: TrainConfig, trainer: Trainer) -> Loop:
     """Return a function that runs some steps of the bare loop and returns frames/s."""
     device, batch = trainer.device, config.batch_size
     policy = AtariPolicy(trainer.policy.config).to(device).to(memory_format=torch.channels_last)  # type: ignore[arg-type, call-overload]
@@ -101,31 +79,11 @@ def _measure(width: int, args: argparse.Namespace, root: Path, console: Console)
         batch_size=args.batch_size, threads=args.threads, device=args.device, precision=args.precision, lr=1e-4,
         eval_every_steps=0,
     )  # fmt: skip
-    trainer, ours = _our_loop(dataclasses.replace(config, held_out=0.0))
-    bare = _bare_loop(config, trainer)
-    ours(5), bare(5)
-    steps = max(5, round(args.seconds * bare(5) / args.batch_size))
-    rounds: list[tuple[float, float]] = []
-    for number in track(range(args.rounds), f"width {width}", console=console, transient=True):
-        # Who is first changes: a machine that warms up or slows down must not favour one of them.
-        if number % 2:
-            bare_fps = bare(steps)
-            rounds.append((ours(steps), bare_fps))
-        else:
-            rounds.append((ours(steps), bare(steps)))
-    ours_fps, bare_fps_all = [r[0] for r in rounds], [r[1] for r in rounds]
-    quartiles = statistics.quantiles(bare_fps_all, n=4) if len(rounds) > 1 else [0.0, 0.0, 0.0]
-    median_ratio = statistics.median(a / b for a, b in rounds)
-    jitter = (quartiles[2] - quartiles[0]) / statistics.median(bare_fps_all)
-    verdict = "inconclusive" if jitter > _JITTER else "met" if median_ratio >= _GOAL else "missed"
-    return {
-        "width": width, "num_params": trainer.policy.num_params(), "flops_per_sample": trainer.flops_per_sample,
-        "steps_per_round": steps, "precision": trainer.precision, "threads": trainer.threads,
-        "ours_fps": {"best": max(ours_fps), "median": statistics.median(ours_fps), "rounds": ours_fps},
-        "bare_fps": {"best": max(bare_fps_all), "median": statistics.median(bare_fps_all), "rounds": bare_fps_all},
-        "ratio": {"best": max(ours_fps) / max(bare_fps_all), "median": median_ratio},
-        "data_wait_fraction": trainer.data_wait_s / trainer.loop_s, "bare_jitter": jitter, "verdict": verdict,
-    }  # fmt: skip
+    config = dataclasses.replace(config, held_out=0.0)
+    prepared = atari.prepare(config)
+    trainer = Trainer(config, prepared.policy, prepared.source, prepared.held_out)
+    ours, bare = our_loop(trainer, config.batch_size), _bare_loop(config, trainer)
+    return {"width": width, **race(trainer, ours, bare, config.batch_size, f"width {width}", args, console)}
 
 
 def main() -> int:
@@ -133,39 +91,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/bench/train.json"))
     parser.add_argument("--widths", type=int, nargs="+", default=[8, 23, 34, 50])
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of one side of a round (default %(default)s)")
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--threads", type=int, default=0, help="0: one for each core")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", default="auto")
-    args = parser.parse_args()
-    console = Console()
-    load = os.getloadavg()[0]
-    with tempfile.TemporaryDirectory() as folder:
+    add_arguments(parser, seconds=2.0)
+    args, console = parser.parse_args(), report_console()
+    report: dict[str, Any] = {"benchmark": "train", "goal_ratio": GOAL, "batch_size": args.batch_size}
+    with machine(report), tempfile.TemporaryDirectory() as folder:
         _record(Path(folder), episodes=4, steps=2500)
-        results = [_measure(width, args, Path(folder), console) for width in args.widths]
-    report = {
-        "benchmark": "train", "goal_ratio": _GOAL, "batch_size": args.batch_size, "results": results,
-        "machine": {
-            "cpu": platform.processor() or platform.machine(), "cores": len(os.sched_getaffinity(0)),
-            "torch": torch.__version__, "capabilities": torch.backends.cpu.get_cpu_capability(), "load_before": load,
-            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        },
-    }  # fmt: skip
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=2) + "\n")
-    table = Table("width", "ours best", "ours median", "bare best", "bare median", "ratio", "waits for data", "verdict")
-    for row in results:
-        table.add_row(
-            str(row["width"]),
-            *(f"{row[side][kind]:,.0f}" for side in ("ours_fps", "bare_fps") for kind in ("best", "median")),
-            f"{row['ratio']['median']:.2f} (best {row['ratio']['best']:.2f})", f"{row['data_wait_fraction']:.1%}",
-            row["verdict"],
-        )  # fmt: skip
-    console.print(table)
-    console.print(f"frames/s; goal: median ratio {_GOAL} or more; load before {load:.1f}; {args.out}", soft_wrap=True)
-    return 1 if any(row["verdict"] == "missed" for row in results) else 0
+        report["results"] = [_measure(width, args, Path(folder), console) for width in args.widths]
+    return show(report, "width", f"goal: median ratio {GOAL} or more", args.out, console)
 
 
 if __name__ == "__main__":

@@ -10,26 +10,19 @@ round is ours / bare. The bare loop is also the probe of the machine: where it j
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import datetime
-import json
-import os
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+from harness import machine, report_console
 from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
+from training_race import GOAL, Loop, add_arguments, our_loop, race, show
 
 from playserve_trainer.data.batches import IGNORED_LABEL
 from playserve_trainer.models.registry import build, describe
@@ -39,11 +32,7 @@ from playserve_trainer.train.config import TrainConfig
 from playserve_trainer.train.loop import Trainer
 from playserve_trainer.train.optimize import make_optimizer
 
-_GOAL = 0.8
 _WAIT_GOAL = 0.05  # share of the time that the loop may wait for data
-_JITTER = 0.3  # relative spread (interquartile range over median) of the bare loop beyond which nothing is concluded
-
-Run = Callable[[int], float]
 
 
 def _replay(out: Path, steps: int) -> None:
@@ -52,17 +41,11 @@ def _replay(out: Path, steps: int) -> None:
     subprocess.run([playserve, "data", "replay", "--out", str(out), "--steps", str(steps)], check=True)
 
 
-def _loops(config: TrainConfig) -> tuple[Trainer, Run, Run]:
+def _loops(config: TrainConfig) -> tuple[Trainer, Loop, Loop]:
     """Return the trainer, and two functions that run some steps of its loop, or of the bare one: frames/s."""
     prepared = nethack.prepare(config)
     trainer = Trainer(config, prepared.policy, prepared.source)
     frames = config.batch_size * config.sequence_length
-
-    def ours(steps: int) -> float:
-        trainer.config = dataclasses.replace(config, max_steps=trainer.step + steps)
-        began = time.perf_counter()
-        trainer.run()
-        return steps * frames / (time.perf_counter() - began)
 
     policy = build(*describe(prepared.policy)).to(trainer.device).train()
     optimizer = make_optimizer(policy, config)
@@ -84,7 +67,7 @@ def _loops(config: TrainConfig) -> tuple[Trainer, Run, Run]:
         loss.item()
         return steps * frames / (time.perf_counter() - began)
 
-    return trainer, ours, bare
+    return trainer, our_loop(trainer, frames), bare
 
 
 def _measure(core: str, data: Path, out: Path, args: argparse.Namespace, console: Console) -> dict[str, Any]:
@@ -95,33 +78,12 @@ def _measure(core: str, data: Path, out: Path, args: argparse.Namespace, console
     })  # fmt: skip
     config = TrainConfig.from_json({**settings, "lr": 1e-5})
     trainer, ours, bare = _loops(config)
-    ours(3), bare(3)
-    steps = max(3, round(args.seconds * bare(5) / (config.batch_size * config.sequence_length)))
-    waited, looped = trainer.data_wait_s, trainer.loop_s
-    rounds: list[tuple[float, float]] = []
-    for number in track(range(args.rounds), core, console=console, transient=True):
-        # Who is first changes: a machine that warms up or slows down must not favour one of them.
-        if number % 2:
-            bare_fps = bare(steps)
-            rounds.append((ours(steps), bare_fps))
-        else:
-            rounds.append((ours(steps), bare(steps)))
-    ours_fps, all_bare = [r[0] for r in rounds], [r[1] for r in rounds]
-    quartiles = statistics.quantiles(all_bare, n=4) if len(rounds) > 1 else [0.0, 0.0, 0.0]
-    ratio = statistics.median(a / b for a, b in rounds)
-    jitter = (quartiles[2] - quartiles[0]) / statistics.median(all_bare)
-    wait = (trainer.data_wait_s - waited) / (trainer.loop_s - looped)
-    met = ratio >= _GOAL and wait < _WAIT_GOAL
-    return {
-        "core": core, "model": dict(config.model), "num_params": trainer.policy.num_params(),
-        "flops_per_sample": trainer.flops_per_sample, "batch_size": config.batch_size,
-        "sequence_length": config.sequence_length, "steps_per_round": steps, "precision": trainer.precision,
-        "threads": trainer.threads, "device": str(trainer.device),
-        "ours_fps": {"best": max(ours_fps), "median": statistics.median(ours_fps), "rounds": ours_fps},
-        "bare_fps": {"best": max(all_bare), "median": statistics.median(all_bare), "rounds": all_bare},
-        "ratio": {"best": max(ours_fps) / max(all_bare), "median": ratio}, "data_wait_fraction": wait,
-        "bare_jitter": jitter, "verdict": "inconclusive" if jitter > _JITTER else "met" if met else "missed",
-    }  # fmt: skip
+    frames = config.batch_size * config.sequence_length
+    result = race(trainer, ours, bare, frames, core, args, console)
+    if result["verdict"] == "met" and result["data_wait_fraction"] >= _WAIT_GOAL:
+        result["verdict"] = "missed"
+    shape = {"batch_size": config.batch_size, "sequence_length": config.sequence_length}
+    return {"core": core, "model": dict(config.model), **shape, **result}
 
 
 def _arguments() -> argparse.Namespace:
@@ -133,48 +95,21 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--width", type=int, help="default: the recipe's")
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--sequence-length", type=int)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of one side of a round (default %(default)s)")
-    parser.add_argument("--threads", type=int, default=0, help="0: one for each core")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", default="auto")
+    add_arguments(parser, seconds=3.0)
     return parser.parse_args()
 
 
 def main() -> int:
     """Measure both cores; return 1 if a budget is missed."""
-    args, console = _arguments(), Console()
-    load = os.getloadavg()[0]
-    with tempfile.TemporaryDirectory() as folder:
+    args, console = _arguments(), report_console()
+    report: dict[str, Any] = {"benchmark": "train_nethack", "goal_ratio": GOAL, "goal_data_wait": _WAIT_GOAL}
+    with machine(report), tempfile.TemporaryDirectory() as folder:
         data = args.data or Path(folder) / "games"
         if args.data is None:
             _replay(data, args.steps)
-        results = [_measure(core, data, Path(folder), args, console) for core in args.cores]
-    report = {
-        "benchmark": "train_nethack", "goal_ratio": _GOAL, "goal_data_wait": _WAIT_GOAL, "results": results,
-        "machine": {
-            "cpu": platform.processor() or platform.machine(), "cores": len(os.sched_getaffinity(0)),
-            "torch": torch.__version__, "capabilities": torch.backends.cpu.get_cpu_capability(), "load_before": load,
-            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        },
-    }  # fmt: skip
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=2) + "\n")
-    table = Table("core", "ours best", "ours median", "bare best", "bare median", "ratio", "waits for data", "verdict")
-    for row in results:
-        table.add_row(
-            row["core"],
-            *(f"{row[side][kind]:,.0f}" for side in ("ours_fps", "bare_fps") for kind in ("best", "median")),
-            f"{row['ratio']['median']:.2f} (best {row['ratio']['best']:.2f})", f"{row['data_wait_fraction']:.1%}",
-            row["verdict"],
-        )  # fmt: skip
-    console.print(table)
-    console.print(
-        f"frames/s; goals: median ratio {_GOAL} or more, waits below {_WAIT_GOAL:.0%}; load before {load:.1f}; "
-        f"{args.out}",
-        soft_wrap=True,
-    )
-    return 1 if any(row["verdict"] == "missed" for row in results) else 0
+        report["results"] = [_measure(core, data, Path(folder), args, console) for core in args.cores]
+    goals = f"goals: median ratio {GOAL} or more, waits below {_WAIT_GOAL:.0%}"
+    return show(report, "core", goals, args.out, console)
 
 
 if __name__ == "__main__":
