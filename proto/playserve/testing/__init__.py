@@ -9,7 +9,17 @@
 It is held to the contract by the same suite as the real server.
 """
 
-from playserve.testing.policies import FakePolicy, FakeReply, Handler, StepContext, default_spec, script
+from playserve.testing.policies import (
+    FakePolicy,
+    FakeReply,
+    Handler,
+    StepContext,
+    default_spec,
+    desktop_spec,
+    script,
+)
 from playserve.testing.server import FakePolicyServer
 
-__all__ = ["FakePolicy", "FakePolicyServer", "FakeReply", "Handler", "StepContext", "default_spec", "script"]
+__all__ = [
+    "FakePolicy", "FakePolicyServer", "FakeReply", "Handler", "StepContext", "default_spec", "desktop_spec", "script",
+]  # fmt: skip

@@ -10,9 +10,9 @@ import numpy as np
 
 from playserve.codec import Action, Array, DesktopAction
 from playserve.settings import ActionSource, Extras, Sampling
-from playserve.specs import Codec, DiscreteActionSpec, PolicySpec, TensorSpec
+from playserve.specs import Codec, DesktopActionSpec, DiscreteActionSpec, ImageFormat, PolicySpec, TensorSpec
 
-__all__ = ["FakePolicy", "FakeReply", "Handler", "Reply", "StepContext", "default_spec", "script"]
+__all__ = ["FakePolicy", "FakeReply", "Handler", "Reply", "StepContext", "default_spec", "desktop_spec", "script"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -29,7 +29,7 @@ class StepContext:
         seed: Seed in force.
         sampling: Sampling settings in force.
         extras: Extras asked for.
-        instruction: Instruction in force.
+        instruction: Instruction in force; in a rollout, of the episode.
         ticks: Game ticks since the step before.
         seq: Number of the step in a session; 0 in a rollout.
         env_id: Environment of a rollout; None in a session.
@@ -102,6 +102,32 @@ def default_spec(name: str, *, num_actions: int = 18, shape: tuple[int, ...] = (
     """Return the spec of a fake policy that takes any RGB frame and gives one of `num_actions`."""
     frame = TensorSpec(name="frame", dtype="uint8", shape=shape, codecs=(Codec.LZ4, Codec.JPEG))
     return PolicySpec(name=name, version="1", family="fake", inputs=(frame,), action=DiscreteActionSpec(n=num_actions))
+
+
+def desktop_spec(
+    name: str,
+    *,
+    keys: Sequence[str] = ("KeyW", "KeyA", "KeyS", "KeyD", "Space"),
+    buttons: Sequence[int] = (0, 2, 1),
+    max_mouse_px: float = 501.0,
+    size: int = 192,
+    rate_hz: float = 20.0,
+    **fields: Any,
+) -> PolicySpec:
+    """Return the spec of a fake policy that plays keyboard and mouse by RGB frames of `size` x `size`.
+
+    `fields` are further ones of the PolicySpec, such as `gap_rule`.
+    """
+    frame = TensorSpec(
+        name="frame",
+        dtype="uint8",
+        shape=(size, size, 3),
+        image_format=ImageFormat.RGB8,
+        codecs=(Codec.LZ4, Codec.JPEG),
+    )
+    action = DesktopActionSpec(keys=tuple(keys), buttons=tuple(buttons), max_mouse_px=max_mouse_px)
+    options = {"takes_instruction": True, "uses_executed_actions": True, "context_frames": 0, **fields}
+    return PolicySpec(name=name, version="1", family="fake", inputs=(frame,), action=action, rate_hz=rate_hz, **options)
 
 
 def script(actions: Sequence[Action]) -> Handler:

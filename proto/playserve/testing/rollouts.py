@@ -24,7 +24,7 @@ from playserve.errors import (
     QueueFullError,
     to_status,
 )
-from playserve.settings import Extras
+from playserve.settings import Extras, check_instruction
 from playserve.specs import DiscreteActionSpec
 from playserve.testing.faults import Settings
 from playserve.testing.play import Inbox
@@ -151,11 +151,14 @@ class Rows:
         excess = {env_id for env_id in message.env_ids if (id(request), env_id) in self._excess}
         self._excess.difference_update((id(request), env_id) for env_id in excess)
         env_ids, episode_ids, seeds = list(message.env_ids), list(message.episode_ids), list(message.episode_seeds)
-        n = len(env_ids)
-        if n == 0 or len(episode_ids) != n or len(seeds) not in (0, n):
+        n, texts = len(env_ids), list(message.episode_instructions)
+        if n == 0 or len(episode_ids) != n or not {len(seeds), len(texts)} <= {0, n}:
             raise BadRowError(
-                f"{n} env ids, {len(episode_ids)} episode ids, {len(seeds)} seeds; wanted as many of each, or no seeds"
+                f"{n} env ids, {len(episode_ids)} episode ids, {len(seeds)} seeds, {len(texts)} instructions; wanted "
+                "as many of each, or no seeds and no instructions"
             )
+        for text in set(texts):
+            check_instruction(text)
         if len(set(env_ids)) != n or max(env_ids) >= self._num_envs:
             raise BadRowError(f"env ids {env_ids[:16]}, wanted different ones, 0..{self._num_envs - 1}")
         if odd := [row.env_id for row in message.executed if row.env_id >= self._num_envs]:
@@ -168,8 +171,8 @@ class Rows:
                 if env_id in excess:
                     raise QueueFullError(f"more than {self._settings.max_steps_in_flight} rows wait unanswered")
                 row_inputs = {name: array[i] for name, array in inputs.items()}
-                seed = seeds[i] if seeds else None
-                good.append((i, self._row(env_id, episode_ids[i], seed, row_inputs, executed.pop(env_id, None))))
+                new = seeds[i] if seeds else None, texts[i] if texts else ""
+                good.append((i, self._row(env_id, episode_ids[i], new, row_inputs, executed.pop(env_id, None))))
             except PlayserveError as error:
                 yield ps.RolloutResponse(error=ps.RolloutError(env_id=env_id, status=to_status(error)))
         for env_id, row in executed.items():
@@ -184,11 +187,17 @@ class Rows:
         memory = self._memories.get(env_id)
         if memory is None:
             raise ExecutedUnknownError(f"executed names environment {env_id}, which has made no step")
-        memory.executed, memory.source = check_executed(row, self._policy)
+        memory.tell(*check_executed(row, self._policy))
 
     def _row(
-        self, env_id: int, episode_id: int, seed: int | None, inputs: dict[str, Array], executed: ps.RowExecuted | None
+        self,
+        env_id: int,
+        episode_id: int,
+        new: tuple[int | None, str],
+        inputs: dict[str, Array],
+        executed: ps.RowExecuted | None,
     ) -> FakeReply:
+        """Play one row; `new` are seed and instruction of its episode, should that be new."""
         memory = self._memories.get(env_id)
         if memory is not None and episode_id < memory.episode_id:
             raise EpisodeReusedError(f"episode {episode_id}, wanted {memory.episode_id} or more")
@@ -198,13 +207,15 @@ class Rows:
             raise fault
         if memory is None or episode_id > memory.episode_id:
             derived = (self._seed * 1_000_003 + episode_id) % 2**64
-            memory = self._memories[env_id] = Memory(episode_id, derived if seed is None else seed)
+            memory = self._memories[env_id] = Memory(episode_id, derived if new[0] is None else new[0])
+            memory.instruction = new[1]
         return memory.run(
             self._policy,
             inputs,
             session_id=self._session_id,
             sampling=self._sampling,
             extras=self._extras,
+            instruction=memory.instruction,
             env_id=env_id,
         )
 

@@ -8,10 +8,12 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from playserve.actions import clip_action, merge_executed
 from playserve.codec import (
     Action,
     Array,
     Decoder,
+    DesktopAction,
     action_from_proto,
     action_to_proto,
     encode,
@@ -44,7 +46,7 @@ from playserve.settings import (
     check_instruction,
     check_rate,
 )
-from playserve.specs import GapMode, Merge, PolicyKind
+from playserve.specs import ActionSpec, DesktopActionSpec, GapMode, Merge, PolicyKind
 from playserve.testing.policies import FakePolicy, FakeReply, StepContext, as_reply
 from playserve.v1 import policy_service_pb2 as ps
 from playserve.v1 import types_pb2 as pb
@@ -58,6 +60,7 @@ class Memory:
     def __init__(self, episode_id: int, seed: int) -> None:
         self.episode_id = episode_id
         self.seed = seed
+        self.instruction = ""  # of a rollout's episode
         self.reset(episode_id)
 
     def reset(self, episode_id: int, seed: int | None = None) -> None:
@@ -68,13 +71,36 @@ class Memory:
         self.state: dict[str, Any] = {}
         self.executed: Action | None = None
         self.source = ActionSource.UNKNOWN
+        self.said = False  # whether the client said so
+        self.carried: DesktopAction | None = None  # executed before frames that were dropped since the last step
+
+    def drop(self) -> None:
+        """Keep what was executed before a frame that does not enter: it passes to the next one that does."""
+        if self.said and isinstance(self.executed, DesktopAction):
+            self.carried = self.executed if self.carried is None else merge_executed(self.carried, self.executed)
+            self.executed, self.source, self.said = None, self.source, False
+        elif self.said:
+            self.carried = None  # what was done is unknown from here on
+
+    def told(self, spec: ActionSpec) -> tuple[Action | None, ActionSource]:
+        """Return what was executed since the last step that entered, and who chose it."""
+        if self.carried is None:
+            return self.executed, self.source
+        if self.said and isinstance(self.executed, DesktopAction):
+            return clip_action(merge_executed(self.carried, self.executed), spec), self.source
+        return (None, self.source) if self.said else (clip_action(self.carried, spec), self.source)
+
+    def tell(self, executed: Action | None, source: ActionSource) -> None:
+        """Take note of what was executed in answer to the last frame."""
+        self.executed, self.source, self.said = executed, source, True
 
     def run(self, policy: FakePolicy, inputs: dict[str, Array], **context: Any) -> FakeReply:
         """Play one step; when it fails the memory is as it was before."""
         before = dict(self.state)
+        executed, source = self.told(policy.spec.action)
         step = StepContext(
             policy=policy.spec, episode_id=self.episode_id, step=self.step, state=self.state, seed=self.seed,
-            executed=self.executed, source=self.source, **context,
+            executed=executed, source=source, **context,
         )  # fmt: skip
         try:
             reply = as_reply(policy.handler(inputs, step))
@@ -86,6 +112,7 @@ class Memory:
                 raise
             raise StepFailedError(f"the handler failed: {type(error).__name__}: {error}") from error
         self.step += 1
+        self.carried, self.said = None, False
         self.executed = reply.actions[0] if reply.actions else None
         self.source = ActionSource.POLICY if reply.actions else ActionSource.UNKNOWN
         return reply
@@ -98,7 +125,10 @@ def read_sampling(message: Any) -> Sampling:
 
 def check_executed(message: Any, policy: FakePolicy) -> tuple[Action | None, ActionSource]:
     """Return action and source of an Executed or RowExecuted."""
-    action = executed_from_proto(message.action, message.source, policy.spec.action)
+    spec = policy.spec.action
+    action = executed_from_proto(message.action, message.source, spec)
+    if message.source == ActionSource.NONE and isinstance(spec, DesktopActionSpec):
+        action = DesktopAction()  # nothing is something here: everything is up
     return action, ActionSource(message.source)
 
 
@@ -163,6 +193,7 @@ class Session:
     def drop(self, step: ps.Step, reason: DropReason) -> None:
         """Leave a step out of the memory and remember to say so."""
         inputs, _ = self.check(step)
+        self.memory.drop()
         self.last_seq = step.seq
         self._dropped.append(ps.Dropped(seq=step.seq, reason=reason.value))
         self._gap_ticks += step.ticks or 1
@@ -219,7 +250,7 @@ class Session:
         """Take note of what was executed in answer to the last step."""
         if message.seq == 0 or message.seq != self.last_seq:
             raise ExecutedUnknownError(f"executed names step {message.seq}, the last step is {self.last_seq}")
-        self.memory.executed, self.memory.source = check_executed(message, self.policy)
+        self.memory.tell(*check_executed(message, self.policy))
 
     def configure(self, message: ps.Configure) -> ps.Configured:
         """Change settings; all of them or none."""
