@@ -74,7 +74,7 @@ def read_sidecar(folder: Path) -> Sidecar | None:
     """
     path = folder / SIDECAR
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
         episode = json.loads(arrays.pop(_EPISODE).tobytes())
         if not isinstance(episode, dict):
