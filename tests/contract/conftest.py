@@ -32,12 +32,19 @@ def _closed_rgb(spec: pb.PolicySpec) -> bool:
 
 #: What the suite needs of a policy, by the name that it has here.
 ROLES: dict[str, Callable[[pb.PolicySpec], bool]] = {
+    "desktop": lambda s: _is_desktop(s) and s.rate_hz == 0,
+    "desktop_live": lambda s: _is_desktop(s) and s.rate_hz > 0 and s.gap_rule.mode != pb.GAP_MODE_CATCH_UP,
+    "desktop_catch_up": lambda s: _is_desktop(s) and s.rate_hz > 0 and s.gap_rule.mode == pb.GAP_MODE_CATCH_UP,
     "memory": lambda s: s.rate_hz == 0 and s.context_frames == 0 and not _closed_rgb(s) and not _is_open(s),
     "frames": _closed_rgb,
     "open": lambda s: _is_open(s),
     "live": lambda s: s.rate_hz > 0 and s.gap_rule.mode != pb.GAP_MODE_CATCH_UP,
     "catch_up": lambda s: s.rate_hz > 0 and s.gap_rule.mode == pb.GAP_MODE_CATCH_UP,
 }
+
+
+def _is_desktop(spec: pb.PolicySpec) -> bool:
+    return spec.action.WhichOneof("kind") == "desktop"
 
 
 def _is_open(spec: pb.PolicySpec) -> bool:
@@ -72,7 +79,7 @@ class Target:
         """Find a policy for each role."""
         policies = self.stub.ListPolicies(ps.ListPoliciesRequest(), timeout=30).policies
         for role, fits in ROLES.items():
-            found = [spec for spec in policies if spec.action.WhichOneof("kind") == "discrete" and fits(spec)]
+            found = [spec for spec in policies if _is_desktop(spec) == role.startswith("desktop") and fits(spec)]
             if found:
                 self.specs[role] = found[0]
 
@@ -102,7 +109,8 @@ def target(request: pytest.FixtureRequest) -> Iterator[Target]:
     else:
         flags = ["--slots", "32", "--max-batch", "8", "--fixed-batch", "--max-message-mb", "4",
                  "--detach-window-s", "20"]  # fmt: skip
-        with serving(["memory", "frames", "live", "catch_up"], *flags) as process:
+        policies = ["memory", "frames", "live", "catch_up", "desktop", "desktop_live", "desktop_catch_up"]
+        with serving(policies, *flags) as process:
             seen = 0
 
             def check() -> None:

@@ -227,7 +227,7 @@ class Rows:
             env_ids=[env_ids[i] for i, _ in good],
             episode_ids=[episode_ids[i] for i, _ in good],
             outputs=[encode(np.stack([r.outputs[name] for r in replies]), name) for name in replies[0].outputs],
-            log_probs=[value for reply in replies for value in log_probs(reply, self._extras)],
+            log_probs=[sum(log_probs(reply, self._extras)) for reply in replies] if self._extras.log_prob else (),
             version=spec.version,
             times=ps.StepTimes(batch_size=len(good)),
         )

@@ -7,13 +7,14 @@ import time
 from typing import Any
 
 import torch
+from desktop_policy import DesktopPolicy
 
 from playserve.specs import Codec, ImageFormat, PolicySpec
 from playserve_trainer.models.atari import AtariConfig, AtariPolicy
 from playserve_trainer.models.policy import Policy, StepOutput
 from playserve_trainer.models.tiny_recurrent import TinyRecurrentConfig, TinyRecurrentPolicy
 
-__all__ = ["atari", "catch_up", "frames", "live", "memory"]
+__all__ = ["atari", "catch_up", "desktop", "desktop_catch_up", "desktop_live", "frames", "live", "memory"]
 
 SLOW_STEP_S = 0.03
 
@@ -53,6 +54,27 @@ def catch_up() -> Policy:
     """20 Hz, gap rule CATCH_UP(8)."""
     torch.manual_seed(4)
     return TinyRecurrentPolicy(TinyRecurrentConfig(hidden=28, rate_hz=20.0, catch_up_frames=8))
+
+
+class _SlowDesktop(DesktopPolicy):
+    def step(self, *args: Any, **kwargs: Any) -> StepOutput:
+        time.sleep(SLOW_STEP_S)
+        return super().step(*args, **kwargs)
+
+
+def desktop() -> Policy:
+    """Keyboard and mouse, turn based."""
+    return DesktopPolicy()
+
+
+def desktop_live() -> Policy:
+    """Keyboard and mouse, 20 Hz, gap rule SKIP, slow."""
+    return _SlowDesktop(rate_hz=20.0, state_bytes=8)
+
+
+def desktop_catch_up() -> Policy:
+    """Keyboard and mouse, 20 Hz, gap rule CATCH_UP(4), slow."""
+    return _SlowDesktop(rate_hz=20.0, catch_up_frames=4, state_bytes=16)
 
 
 def atari() -> Policy:

@@ -16,8 +16,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from playserve.settings import SamplingMode
-from playserve.specs import Codec, DiscreteActionSpec, GapMode, GapRule, ImageFormat, PolicySpec, TensorSpec
+from playserve.actions import DesktopAction
+from playserve.settings import MouseDecode, SamplingMode
+from playserve.specs import (
+    ActionSpec,
+    Codec,
+    DesktopActionSpec,
+    DiscreteActionSpec,
+    GapMode,
+    GapRule,
+    ImageFormat,
+    PolicySpec,
+    TensorSpec,
+)
 from playserve.testing import FakePolicy, FakePolicyServer, FakeReply, StepContext
 
 __all__ = ["ServerProcess", "fake_server", "playserve", "serving"]
@@ -118,13 +129,32 @@ def _remember(inputs: dict[str, Any], context: StepContext) -> FakeReply:
     digest = hashlib.blake2b(context.state.get("seen", b""))
     for name in sorted(inputs):
         digest.update(inputs[name].tobytes())
-    digest.update(repr(context.executed).encode())
+    digest.update(_said(context.executed).encode() + context.instruction.encode())
     context.state["seen"] = digest.digest()
     if context.sampling.mode is SamplingMode.SAMPLE:
         digest.update(f"{context.seed} {context.step}".encode())
     drawn = digest.digest()
-    assert isinstance(context.policy.action, DiscreteActionSpec)
-    return FakeReply(actions=(drawn[0] % context.policy.action.n,), log_prob=(-drawn[1] / 256,), value=drawn[2] / 256)
+    if isinstance(context.policy.action, DiscreteActionSpec):
+        action: Any = drawn[0] % context.policy.action.n
+        return FakeReply(actions=(action,), log_prob=(-drawn[1] / 256,), value=drawn[2] / 256)
+    spec, step = context.policy.action, drawn[3] % 5 - 2
+    # Motion in steps of 10 pixels: the middle of one, or its end that is nearest to 0.
+    calm = context.sampling.mouse_decode is MouseDecode.CONSERVATIVE
+    action = DesktopAction(
+        keys=frozenset(key for i, key in enumerate(spec.keys) if drawn[4] >> i & 1),
+        buttons=frozenset(button for i, button in enumerate(spec.buttons) if drawn[5] >> i & 1),
+        mouse_dx_px=10.0 * step - (0 if not calm or not step else 4 if step > 0 else -4),
+    )
+    return FakeReply(actions=(action,), log_prob=(-drawn[1] / 256, -drawn[6] / 256), value=drawn[2] / 256)
+
+
+def _said(executed: Any) -> str:
+    """Return what was executed as text that is equal where that is."""
+    if not isinstance(executed, DesktopAction):
+        return repr(executed)
+    # As coarse as a policy's own steps of motion: how they were decoded does not matter.
+    steps = (round(executed.mouse_dx_px / 10), round(executed.mouse_dy_px / 10))
+    return f"{sorted(executed.keys)} {sorted(executed.buttons)} {steps} {executed.scroll}"
 
 
 def _slowly(inputs: dict[str, Any], context: StepContext) -> FakeReply:
@@ -132,19 +162,30 @@ def _slowly(inputs: dict[str, Any], context: StepContext) -> FakeReply:
     return _remember(inputs, context)
 
 
-def _spec(name: str, *shape: int, codecs: tuple[Codec, ...] = (Codec.LZ4,), **fields: Any) -> PolicySpec:
+_DESKTOP = DesktopActionSpec(
+    keys=("KeyW", "KeyA", "Space"), buttons=(0, 2), max_mouse_px=60.0, mouse_decode=MouseDecode.MEAN
+)
+
+
+def _spec(
+    name: str,
+    *shape: int,
+    codecs: tuple[Codec, ...] = (Codec.LZ4,),
+    action: ActionSpec = DiscreteActionSpec(n=4),  # noqa: B008 - frozen
+    **fields: Any,
+) -> PolicySpec:
     image = ImageFormat.RGB8 if shape[-1] == 3 else ImageFormat.NONE
     tensor = TensorSpec(name="observation", dtype="uint8", shape=shape, codecs=codecs, image_format=image)
     return PolicySpec(
-        name=name, family="fake", inputs=(tensor,), action=DiscreteActionSpec(n=4), context_frames=0,
-        uses_executed_actions=True, **fields,
+        name=name, family="fake", inputs=(tensor,), action=action, context_frames=0, uses_executed_actions=True,
+        takes_instruction=isinstance(action, DesktopActionSpec), **fields,
     )  # fmt: skip
 
 
 def fake_server() -> FakePolicyServer:
     """Return a fake server with the same kinds of policies as the real one, not started."""
     both = (Codec.LZ4, Codec.JPEG)
-    catch_up = GapRule(mode=GapMode.CATCH_UP, catch_up_frames=8)
+    catch_up, catch_up_4 = (GapRule(mode=GapMode.CATCH_UP, catch_up_frames=count) for count in (8, 4))
     return FakePolicyServer(
         {
             "memory": FakePolicy(spec=_spec("memory", 8, 8), handler=_remember, slots=32),
@@ -153,6 +194,15 @@ def fake_server() -> FakePolicyServer:
             "live": FakePolicy(spec=_spec("live", 8, 8, rate_hz=20.0), handler=_slowly, slots=32),
             "catch_up": FakePolicy(
                 spec=_spec("catch_up", 8, 8, rate_hz=20.0, gap_rule=catch_up), handler=_remember, slots=32
+            ),
+            "desktop": FakePolicy(spec=_spec("desktop", 8, 8, action=_DESKTOP), handler=_remember, slots=32),
+            "desktop_live": FakePolicy(
+                spec=_spec("desktop_live", 8, 8, action=_DESKTOP, rate_hz=20.0), handler=_slowly, slots=32
+            ),
+            "desktop_catch_up": FakePolicy(
+                spec=_spec("desktop_catch_up", 8, 8, action=_DESKTOP, rate_hz=20.0, gap_rule=catch_up_4),
+                handler=_slowly,
+                slots=32,
             ),
         },
         max_message_bytes=4 * 1024 * 1024,

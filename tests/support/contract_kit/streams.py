@@ -16,7 +16,8 @@ from playserve.v1 import policy_service_pb2 as ps
 from playserve.v1 import types_pb2 as pb
 
 __all__ = [
-    "Play", "Rollout", "Stream", "comparable", "observation", "reason_of", "retry_after_s", "status_of", "step_message",
+    "Play", "Rollout", "Stream", "comparable", "observation", "played", "reason_of", "retry_after_s", "status_of",
+    "step_message",
 ]  # fmt: skip
 
 DOMAIN = "playserve.v1"
@@ -78,7 +79,16 @@ def comparable(result: ps.StepResult) -> tuple[Any, ...]:
     """Return what two equal steps of equal sessions must agree on."""
     log_prob = [round(value, 4) for value in result.log_prob]
     value = round(result.value, 3) if result.HasField("value") else None
-    return (result.seq, [a.index for a in result.actions], log_prob, value, result.episode_id)
+    return (result.seq, [played(action) for action in result.actions], log_prob, value, result.episode_id)
+
+
+def played(action: pb.Action) -> Any:
+    """Return an action as a value that can be compared."""
+    if action.WhichOneof("kind") == "index":
+        return action.index
+    desktop = action.desktop
+    motion = (round(desktop.mouse_dx_px, 3), round(desktop.mouse_dy_px, 3), round(desktop.scroll, 3))
+    return tuple(desktop.keys), tuple(desktop.buttons), motion
 
 
 class Stream:
