@@ -15,7 +15,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -127,7 +127,9 @@ def _hook(name: str, count: _Count, counts: dict[str, int]) -> Callable[[nn.Modu
 def _counter(name: str, module: nn.Module) -> _Count | None:
     """Return the function of (arguments, output) that counts one call of `module`; None where there is none to count.
 
-    A layer with parameters of its own that is not known is refused: a missing count must not look like 0.
+    A layer with parameters of its own that is not known is refused: a missing count must not look like 0. A layer that
+    no table knows says what a call of it took, by a method `forward_flops(arguments, output)`; what its children take
+    is not part of that.
     """
     match module:
         case nn.Linear():
@@ -144,6 +146,9 @@ def _counter(name: str, module: nn.Module) -> _Count | None:
         case nn.RNNBase():
             per_step = _rnn_flops(module)
             return lambda args, output: per_step * _rows(args[0], features=1)
+    own = getattr(module, "forward_flops", None)
+    if callable(own):
+        return cast(_Count, own)
     has_parameters = next(module.parameters(recurse=False), None) is not None
     if has_parameters and not isinstance(module, _FREE):
         raise NotImplementedHereError(f"layer {name!r} is a {type(module).__name__}: no rule counts its FLOPs")
@@ -173,6 +178,9 @@ def _meta_arguments(policy: Policy, num_steps: int, open_size: int | None) -> tu
             raise ValueError(f"input {spec.name!r} has open dimensions {spec.shape}: pass open_size")
         shape = [open_size or 0 if size == -1 else size for size in spec.shape]
         inputs[spec.name] = torch.zeros(1, num_steps, *shape, dtype=getattr(torch, spec.dtype), device="meta")
-    executed_BTH = torch.full((1, num_steps, 1), UNKNOWN_ACTION, dtype=torch.int64, device="meta")
+    for name, row in policy.context_inputs().items():
+        inputs[name] = torch.zeros(1, num_steps, *row.shape, dtype=row.dtype, device="meta")
+    heads = len(policy.heads())
+    executed_BTH = torch.full((1, num_steps, heads), UNKNOWN_ACTION, dtype=torch.int64, device="meta")
     first_BT = torch.zeros(1, num_steps, dtype=torch.bool, device="meta")
     return inputs, executed_BTH, first_BT

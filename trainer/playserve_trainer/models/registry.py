@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar, cast, get_args, get_origin, get_typ
 from playserve.errors import BadSettingError
 from playserve_trainer.models.atari import AtariConfig, AtariPolicy
 from playserve_trainer.models.nethack import NetHackConfig, NetHackPolicy
+from playserve_trainer.models.p2p import P2PConfig, P2PPolicy
 from playserve_trainer.models.policy import Policy
 from playserve_trainer.models.tiny_recurrent import TinyRecurrentConfig, TinyRecurrentPolicy
 
@@ -32,6 +33,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
         "atari": Family(AtariConfig, AtariPolicy),
         "nethack": Family(NetHackConfig, NetHackPolicy),
+        "p2p": Family(P2PConfig, P2PPolicy),
         "tiny_recurrent": Family(TinyRecurrentConfig, TinyRecurrentPolicy),
     }
 )

@@ -1,0 +1,126 @@
+"""The action decoder: a small causal transformer that turns one vector into the tokens of an action, one by one.
+
+A learnt sink stands before its keys and values: neither normalised nor turned, visible to all positions. Shape legend:
+M actions, H heads of an action (positions), D width, A attention heads, E = D / A.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from playserve_trainer.models.p2p.blocks import Block, merge_heads
+from playserve_trainer.models.p2p.config import P2PConfig
+from playserve_trainer.models.p2p.rotary import Rotation, rotation
+
+__all__ = ["ActionDecoder", "DecoderCache"]
+
+_POSITION_STD = 3.0
+_SINK_STD = 0.05
+
+#: Keys and values [M, 2, A, 1 + H, E] of each layer, the sink first.
+DecoderCache = list[Tensor]
+
+
+class ActionDecoder(nn.Module):
+    """See the module's docstring."""
+
+    def __init__(self, config: P2PConfig, num_actions: int) -> None:
+        super().__init__()
+        width, heads = config.width, config.decoder_heads
+        self.num_actions, self.head_size = num_actions, width // heads
+        self.input = nn.Linear(width, width)
+        # One more than there are inputs: Open P2P's decoder also reads the last token, and throws away what comes out.
+        self.position = nn.Parameter(torch.randn(num_actions + 1, width) * _POSITION_STD)
+        self.layers = nn.ModuleList(
+            _DecoderBlock(width, heads, config.hidden, config.dropout) for _ in range(config.decoder_layers)
+        )
+
+    def blocks(self) -> list[_DecoderBlock]:
+        """Return the layers."""
+        return [layer for layer in self.layers if isinstance(layer, _DecoderBlock)]
+
+    def forward(self, out_MD: Tensor, embedded_MHD: Tensor) -> Tensor:
+        """Return vectors [M, H, D], of which vector i predicts token i from the tokens before it.
+
+        Args:
+            out_MD: action_out, as the backbone left it.
+            embedded_MHD: Embeddings of the action's tokens; the last is not read.
+        """
+        x = torch.cat([self._begin(out_MD).unsqueeze(1), embedded_MHD[:, :-1].float()], dim=1)
+        x = x + self.position[: self.num_actions].float()
+        by = self._rotation(torch.arange(self.num_actions, device=x.device))
+        for layer in self.layers:
+            x = layer(x, by)
+        return x
+
+    def begin(self, out_MD: Tensor) -> tuple[Tensor, DecoderCache]:
+        """Return the first input [M, D], and an empty cache."""
+        return self._begin(out_MD), [block.cache(len(out_MD), self.num_actions) for block in self.blocks()]
+
+    def advance(self, x_MD: Tensor, head: int, cache: DecoderCache) -> Tensor:
+        """Return the vector [M, D] that predicts token `head`.
+
+        Args:
+            x_MD: What :meth:`begin` gave, or the embedding of the token before.
+            head: Which position this is, from 0.
+            cache: Advanced in place.
+        """
+        x = (x_MD.float() + self.position[head].float()).unsqueeze(1)
+        by = self._rotation(torch.full((1,), head, device=x.device))
+        for block, keys_values in zip(self.blocks(), cache, strict=True):
+            x = block.advance(x, by, keys_values, 1 + head)
+        return x.squeeze(1)
+
+    def forward_flops(self, args: tuple[Any, ...], output: Any) -> int:
+        """Return 0: layers count themselves."""
+        return 0
+
+    def _begin(self, out_MD: Tensor) -> Tensor:
+        first: Tensor = self.input(out_MD.to(self.input.weight.dtype)).float()
+        return first
+
+    def _rotation(self, positions: Tensor) -> Rotation:
+        return rotation(positions, self.head_size)
+
+
+class _DecoderBlock(Block):
+    """A block that attends causally, with a sink."""
+
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
+        super().__init__(width, heads, hidden, dropout)
+        self.sinks = nn.Parameter(torch.randn(2, heads, 1, width // heads) * _SINK_STD)
+
+    def forward(self, x_MHD: Tensor, by: Rotation) -> Tensor:
+        """Return [M, H, D]."""
+        query, key, value = self.project(x_MHD, by)
+        sink_key, sink_value = self.sinks.to(key.dtype).unsqueeze(1).expand(-1, len(x_MHD), -1, -1, -1)
+        num = query.shape[2]
+        seen = torch.ones(num, num + 1, dtype=torch.bool, device=query.device).tril(1)
+        read = F.scaled_dot_product_attention(
+            query, torch.cat([sink_key, key], 2), torch.cat([sink_value, value], 2), attn_mask=seen
+        )
+        return self.finish(x_MHD, merge_heads(read))
+
+    def cache(self, num: int, num_actions: int) -> Tensor:
+        """Return room for the keys and values of `num` actions, the sink in its place."""
+        sinks = self.sinks
+        cache = sinks.new_zeros(num, 2, self.heads, 1 + num_actions, sinks.shape[-1])
+        cache[..., :1, :] = sinks
+        return cache
+
+    def advance(self, x_M1D: Tensor, by: Rotation, cache: Tensor, place: int) -> Tensor:
+        """Return [M, 1, D]; the keys and values of the new position go to `place`."""
+        query, key, value = self.project(x_M1D, by)
+        cache[:, 0, :, place] = key.squeeze(2)
+        cache[:, 1, :, place] = value.squeeze(2)
+        seen = cache[..., : place + 1, :].to(query.dtype)
+        return self.finish(x_M1D, merge_heads(F.scaled_dot_product_attention(query, seen[:, 0], seen[:, 1])))
+
+    def forward_flops(self, args: tuple[Any, ...], output: Any) -> int:
+        """Return the FLOPs of attention: position i reads the sink and i + 1 positions, in two products of size D."""
+        num = output.shape[1]
+        return int(output.shape[0] * 2 * 2 * self.width * sum(i + 2 for i in range(num)))

@@ -1,0 +1,225 @@
+"""The `p2p` family's policy: frame, instruction and past actions in, keyboard and mouse out, token by token.
+
+Shape legend: B rows, T steps, H heads of an action (8 in Open P2P), K = 4 + H tokens of a step, D width, W text width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from playserve.actions import Action, DesktopAction
+from playserve.errors import BadActionError, BadSettingError, NotImplementedHereError
+from playserve.p2p.vocabulary import MouseDecode, Vocabulary
+from playserve.specs import Codec, GapMode, GapRule, ImageFormat, PolicySpec, TensorSpec
+from playserve_trainer.models.p2p.backbone import Backbone
+from playserve_trainer.models.p2p.config import P2PConfig
+from playserve_trainer.models.p2p.decoder import ActionDecoder
+from playserve_trainer.models.p2p.loss import LossParts, p2p_loss
+from playserve_trainer.models.p2p.ring import make_rings
+from playserve_trainer.models.p2p.text import LazyEncoder
+from playserve_trainer.models.p2p.tokens import ActionEmbedding, ActionLogits, TokenAssembly, groups
+from playserve_trainer.models.p2p.trunk import ImageTokenizer
+from playserve_trainer.models.policy import (
+    IGNORED_LABEL,
+    INSTRUCTION,
+    TARGETS,
+    ForwardOutput,
+    LabelCounts,
+    Memory,
+    Policy,
+    Sampler,
+    StateTensor,
+    StepOutput,
+)
+
+__all__ = ["P2PPolicy"]
+
+
+class P2PPolicy(Policy):
+    """Trunk, backbone and action decoder; see the module's docstring."""
+
+    def __init__(self, config: P2PConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vocabulary = Vocabulary.from_json(config.vocabulary)
+        self._heads = self.vocabulary.heads
+        self._groups = groups(self.vocabulary)
+        self._encoder = LazyEncoder(config.text_encoder, config.text_width)
+        self.image = ImageTokenizer(config)
+        self.tokens = TokenAssembly(config.width, config.text_width, len(self._heads))
+        self.embedding = ActionEmbedding(self.vocabulary, config.width)
+        self.backbone = Backbone(config, len(self._heads))
+        self.decoder = ActionDecoder(config, len(self._heads))
+        self.logits = ActionLogits(self.vocabulary, config.width)
+
+    def spec(self) -> PolicySpec:
+        """Return the spec: one RGB frame in, keyboard and mouse out."""
+        config = self.config
+        side = config.frame_size
+        frame = TensorSpec(
+            name="frame", dtype="uint8", shape=(side, side, 3), image_format=ImageFormat.RGB8, resize_id=config.resize,
+            codecs=(Codec.JPEG, Codec.LZ4),
+        )  # fmt: skip
+        return PolicySpec(
+            name="",
+            family="p2p",
+            inputs=(frame,),
+            action=self.vocabulary.action_spec(),
+            rate_hz=config.rate_hz,
+            context_frames=1 + sum(config.histories),
+            gap_rule=GapRule(mode=GapMode.CATCH_UP, catch_up_frames=config.catch_up_frames),
+            takes_instruction=config.text_encoder != "none",
+            uses_executed_actions=True,
+            environment={"size": config.size, "trunk": config.trunk, "mouse_decode": config.mouse_decode},
+        )
+
+    def state_layout(self) -> Mapping[str, StateTensor]:
+        """Return keys and values of each layer, and the count of steps."""
+        return self.backbone.layout()
+
+    def context_inputs(self) -> Mapping[str, StateTensor]:
+        """Return the instruction's embedding, all zero where there is none, if the policy takes one."""
+        if self.config.text_encoder == "none":
+            return {}
+        return {INSTRUCTION: StateTensor((self.config.text_width,), torch.float32)}
+
+    def embed_instruction(self, text: str) -> Tensor:
+        """Return the text encoder's vector; zeros for "". The first call loads the encoder."""
+        return self._encoder.embed(text)
+
+    def heads(self) -> tuple[int, ...]:
+        """Return the choices of keys, buttons, dx and dy."""
+        return self._heads
+
+    def encode_action(self, action: Action) -> tuple[int, ...]:
+        """Return the tokens of a desktop action; what the vocabulary lacks is left out."""
+        if not isinstance(action, DesktopAction):
+            raise BadActionError(f"action {action!r}, wanted a DesktopAction")
+        return self.vocabulary.encode(action)
+
+    def decode_action(self, values: Sequence[int], uniforms: Sequence[float], decode: str = "") -> Action:
+        """Return the desktop action of tokens; `decode` is a MouseDecode value."""
+        try:
+            mode = MouseDecode(decode or self.config.mouse_decode)
+        except ValueError:
+            known = ", ".join(mode.value for mode in MouseDecode)
+            raise BadSettingError(f"mouse decode {decode!r} is none of {known}") from None
+        return self.vocabulary.decode(values, mode, uniforms)
+
+    def forward(
+        self,
+        inputs: Mapping[str, Tensor],
+        executed_BTH: Tensor,
+        first_BT: Tensor,
+        state: Mapping[str, Tensor] | None = None,
+    ) -> ForwardOutput:
+        """See :class:`Policy`. The actions of the steps are TARGETS, or else the executed actions of the steps after.
+
+        With them as history and as what the decoder has drawn so far, the logits are those of :meth:`step`. A missing
+        action is an idle one.
+
+        Raises:
+            NotImplementedHereError: A state is given where gradients are wanted: they do not flow through rings.
+        """
+        learns = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
+        if learns and state is not None:
+            raise NotImplementedHereError("p2p learns from whole clips: a state between batches takes no gradient")
+        targets = inputs.get(TARGETS)
+        actions_BTH = executed_BTH.roll(-1, 1) if targets is None else targets
+        actions_BTH = self._known(actions_BTH)
+        if targets is None:
+            actions_BTH[:, -1] = self._idle(actions_BTH)
+        whole = learns or actions_BTH.device.type == "meta"
+        if state is None and (whole or first_BT.shape[1] > 1):
+            return self._forward_whole(inputs, actions_BTH, first_BT, keep=not self.training)
+        return self._forward_steps(inputs, executed_BTH, actions_BTH, first_BT, state)
+
+    def step(self, inputs: Mapping[str, Tensor], executed_BH: Tensor, memory: Memory, sample: Sampler) -> StepOutput:
+        """See :class:`Policy`: one pass over the executed action and the new tokens, then the decoder."""
+        actions_BHD = self.tokens.actions(self.embedding(self._known(executed_BH)))
+        new_B4D = self.tokens(self.image(inputs["frame"]), inputs.get(INSTRUCTION))
+        rings = make_rings(memory, self.config.histories, len(self._heads))
+        out_BD = self.backbone.step(torch.cat([actions_BHD, new_B4D], dim=1), rings)
+        x_BD, cache = self.decoder.begin(out_BD)
+        drawn: list[Tensor] = []
+        for head in range(len(self._heads)):
+            y_BD = self.decoder.advance(x_BD, head, cache)
+            drawn.append(sample(self.logits(y_BD, head), head))
+            x_BD = self.embedding.head(drawn[-1], head)
+        return StepOutput(torch.stack(drawn, dim=1))
+
+    def loss(self, logits: Sequence[Tensor], labels_BTH: Tensor, counts: LabelCounts) -> Tensor:
+        """See :class:`Policy`: Open P2P's loss."""
+        return self.loss_parts(logits, labels_BTH, counts).total
+
+    def loss_parts(self, logits: Sequence[Tensor], labels_BTH: Tensor, counts: LabelCounts | None = None) -> LossParts:
+        """Return what :meth:`loss` is made of; `counts` of these labels if none are given."""
+        counts = counts or LabelCounts.of(labels_BTH)
+        return p2p_loss(logits, labels_BTH, counts, self._groups, self.config.z_weight)
+
+    def action_out(self, inputs: Mapping[str, Tensor], actions_BTH: Tensor, first_BT: Tensor, *, keep: bool = False
+                   ) -> tuple[Tensor, Mapping[str, Tensor]]:  # fmt: skip
+        """Return the backbone's answer [B, T, D] for whole sequences from an empty memory, and the state if `keep`."""
+        frames = inputs["frame"]
+        image_BTD = self.image(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+        new_BT4D = self.tokens(image_BTD, inputs.get(INSTRUCTION))
+        tokens_BTKD = torch.cat([new_BT4D, self.tokens.actions(self.embedding(actions_BTH))], dim=2)
+        out: tuple[Tensor, Mapping[str, Tensor]] = self.backbone(tokens_BTKD, first_BT, keep=keep)
+        return out
+
+    def _forward_whole(
+        self, inputs: Mapping[str, Tensor], actions_BTH: Tensor, first_BT: Tensor, *, keep: bool
+    ) -> ForwardOutput:
+        out_BTD, state = self.action_out(inputs, actions_BTH, first_BT, keep=keep)
+        embedded_MHD = self.embedding(actions_BTH).flatten(0, 1)
+        y_BTHD = self.decoder(out_BTD.flatten(0, 1), embedded_MHD).unflatten(0, first_BT.shape)
+        return ForwardOutput(tuple(self.logits(y_BTHD[:, :, h], h) for h in range(len(self._heads))), state)
+
+    def _forward_steps(
+        self,
+        inputs: Mapping[str, Tensor],
+        executed_BTH: Tensor,
+        actions_BTH: Tensor,
+        first_BT: Tensor,
+        state: Mapping[str, Tensor] | None,
+    ) -> ForwardOutput:
+        """Compute a sequence from a state as play computes it, step by step."""
+        rows, num_steps = first_BT.shape
+        device = first_BT.device
+        pools = {name: tensor.to(device, copy=True) for name, tensor in (state or {}).items()} or {
+            n: torch.zeros(rows, *t.shape, dtype=t.dtype, device=device) for n, t in self.state_layout().items()
+        }
+        slots_B, seen = torch.arange(rows, device=device), []
+        for t in range(num_steps):
+            first_B = first_BT[:, t] if t or state is not None else torch.ones_like(first_BT[:, t])
+            forced = _Forced(actions_BTH[:, t])
+            now = {name: tensor[:, t] for name, tensor in inputs.items() if name != TARGETS}
+            executed_BH = actions_BTH[:, t - 1] if t else executed_BTH[:, 0]
+            self.step(now, executed_BH, Memory(pools, slots_B, first_B), forced)
+            seen.append(forced.logits)
+        logits = tuple(torch.stack([step[h] for step in seen], dim=1) for h in range(len(self._heads)))
+        return ForwardOutput(logits, pools)
+
+    def _idle(self, like: Tensor) -> Tensor:
+        """Return the tokens of an idle action [H], without a copy from the host."""
+        return torch.stack([like.new_full((), token) for token in self.vocabulary.idle()])
+
+    def _known(self, actions_XH: Tensor) -> Tensor:
+        """Return the actions with idle tokens where they are unknown."""
+        return torch.where(actions_XH <= IGNORED_LABEL, self._idle(actions_XH), actions_XH)
+
+
+class _Forced:
+    """A sampler that draws given tokens, and keeps the logits."""
+
+    def __init__(self, actions_BH: Tensor) -> None:
+        self._actions_BH = actions_BH
+        self.logits: list[Tensor] = []
+
+    def __call__(self, logits_BA: Tensor, head: int) -> Tensor:
+        """Return the tokens of a head [B]."""
+        self.logits.append(logits_BA)
+        return self._actions_BH[:, head]
