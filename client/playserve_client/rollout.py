@@ -46,6 +46,7 @@ class Rollout(RolloutView):
         self._changed = threading.Condition()
         self._closing = threading.Event()
         self._last_sent = time.monotonic()
+        self._listener: Callable[[], None] = lambda: None
         self._keeper = threading.Thread(target=self._keep_alive, name="playserve-ping", daemon=True)
         self._stream = Stream(method, core.open_request(), metadata, timeout_s, self._on_message, self._on_end)
         self._stream.start()
@@ -103,6 +104,19 @@ class Rollout(RolloutView):
             self._wait(self._core.has_next, self._timeout_s if timeout_s is None else timeout_s, "a row")
             return self._core.take()
 
+    def listen(self, on_change: Callable[[], None]) -> None:
+        """Call `on_change` in the stream's own thread whenever :meth:`take` has something new; it must not wait.
+
+        It saves who is interested a thread that waits in :meth:`recv`, and every answer the way to it.
+        """
+        with self._changed:
+            self._listener = on_change
+
+    def take(self) -> RolloutBatch | None:
+        """Return what :meth:`recv` would return, or raise it, without waiting; None where it would wait."""
+        with self._changed:
+            return self._core.take() if self._core.has_next() else None
+
     def ping(self, timeout_s: float | None = None) -> float:
         """Return the round trip to the server in seconds."""
         started = time.monotonic()
@@ -144,11 +158,15 @@ class Rollout(RolloutView):
             else:
                 self._core.on_response(response)
             self._changed.notify_all()
+            listener = self._listener
+        listener()
 
     def _on_end(self, _stream: Stream, error: PlayserveError | None) -> None:
         with self._changed:
             self._core.fail(ended_by(error, closing=self._closing.is_set()))
             self._changed.notify_all()
+            listener = self._listener
+        listener()
 
     def _keep_alive(self) -> None:
         interval_s = ping_interval_s(self.opened)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import queue
 import threading
 from contextlib import asynccontextmanager
 
@@ -589,6 +590,22 @@ async def test_rows_fail_alone(connect, server):
             await settle(rollout.send([0], [5], frames(1).astype(np.float32)))
         await settle(rollout.send([0, 1], [5, 5], frames(2)))
         assert (await settle(rollout.recv())).actions.tolist() == [2, 3]
+
+
+async def test_who_listens_to_a_rollout_takes_its_answers_as_they_come(connect, server):
+    async with connect(server.address) as client:
+        rollout = await settle(client.rollout("count", 4))
+        changes: queue.Queue[int] = queue.Queue()
+        rollout.listen(lambda: changes.put(1))
+        assert rollout.take() is None
+        await settle(rollout.send([0, 1], [0, 0], frames(2)))
+        await asyncio.to_thread(changes.get, timeout=10)
+        assert rollout.take().env_ids.tolist() == [0, 1]
+        assert rollout.take() is None
+        await settle(rollout.close())
+        await asyncio.to_thread(changes.get, timeout=10)
+        with pytest.raises(StateError):
+            rollout.take()
 
 
 async def test_rollout_seeds_extras_and_executed(connect):

@@ -46,6 +46,7 @@ class Rollout(RolloutView):
         self._timeout_s, self._on_close = timeout_s, on_close
         self._changed = Signal()
         self._closing = asyncio.Event()
+        self._listener: Callable[[], None] = lambda: None
         self._last_sent = time.monotonic()
         self._stream: Stream | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -104,6 +105,14 @@ class Rollout(RolloutView):
         await self._wait(self._core.has_next, self._timeout_s if timeout_s is None else timeout_s, "a row")
         return self._core.take()
 
+    def listen(self, on_change: Callable[[], None]) -> None:
+        """Call `on_change` in the event loop whenever :meth:`take` has something new; it must not wait."""
+        self._listener = on_change
+
+    def take(self) -> RolloutBatch | None:
+        """Return what :meth:`recv` would return, or raise it, without waiting; None where it would wait."""
+        return self._core.take() if self._core.has_next() else None
+
     async def ping(self, timeout_s: float | None = None) -> float:
         """Return the round trip to the server in seconds."""
         started, before = time.monotonic(), self._core.pongs
@@ -148,6 +157,7 @@ class Rollout(RolloutView):
         error = await stream.run(self._core.open_request(), self._timeout_s, self._on_message)
         self._core.fail(ended_by(error, closing=self._closing.is_set()))
         self._changed.notify()
+        self._listener()
 
     def _on_message(self, _stream: Stream, response: ps.RolloutResponse) -> None:
         if response.HasField("opened"):
@@ -155,6 +165,7 @@ class Rollout(RolloutView):
         else:
             self._core.on_response(response)
         self._changed.notify()
+        self._listener()
 
     async def _keep_alive(self, stream: Stream) -> None:
         interval_s = ping_interval_s(self.opened)

@@ -1,4 +1,4 @@
-"""One Rollout stream from the evaluator's side: read by a thread of its own, opened again after a restart."""
+"""One Rollout stream from the evaluator's side: answers are delivered by the thread that reads them."""
 
 from __future__ import annotations
 
@@ -68,6 +68,8 @@ class EvaluatorStream:
         self._rollout, self._read, self._deliver, self._wake = rollout, read, deliver, wake
         self._stepping = stepping
         self._silence_s = silence_s
+        self._heard = time.monotonic()  # or began to wait
+        self._ended = False
         self._errors: queue.SimpleQueue[PlayserveError] = queue.SimpleQueue()
         self._closing = False
         self._lock = threading.Lock()  # guards what follows; rows are sent by whichever thread finds them sendable
@@ -77,8 +79,7 @@ class EvaluatorStream:
         self._messages_of: dict[int, deque[int]] = {}  # by row, in the order of its answers
         self._rows_left: dict[int, int] = {}  # by message that is on its way
         self._messages = 0
-        self._thread = threading.Thread(target=self._receive, name="rollout-actions", daemon=True)
-        self._thread.start()
+        rollout.listen(self._take_answers)
 
     @property
     def spec(self) -> PolicySpec:
@@ -103,10 +104,13 @@ class EvaluatorStream:
             return min(most_s, max(0.0, self._held_since + self._gathering.hold_s - time.monotonic()))
 
     def flush(self) -> None:
-        """Send what has waited long enough for others."""
+        """Send what has waited long enough for others; notice a server that is gone."""
         if self._held_since is not None:
             with self._lock:
                 self._send_pending()
+        if self._rows_left and not self._ended and time.monotonic() - self._heard > self._silence_s:
+            self._trouble(TimeoutExceededError(f"rows were not answered in {self._silence_s:g} s"))
+            self._ended = True
 
     def _send_pending(self) -> None:
         if not self._pending or self._waits():
@@ -116,6 +120,8 @@ class EvaluatorStream:
         newest = {row: (tag, seed) for row, tag, seed in self._pending}
         self._pending = []
         rows = list(newest)
+        if not self._rows_left:
+            self._heard = time.monotonic()
         self._messages += 1
         self._rows_left[self._messages] = len(rows)
         for row in rows:
@@ -159,36 +165,33 @@ class EvaluatorStream:
             return None
 
     def close(self) -> None:
-        """End the stream and its thread."""
+        """End the stream."""
         self._closing = True
         self._rollout.close()
-        self._thread.join()
 
-    def _receive(self) -> None:
-        while not self._closing:
-            waiting, asked = bool(self._rows_left), time.monotonic()
+    def _take_answers(self) -> None:
+        """Deliver all that has come. In the stream's thread."""
+        while not self._closing and not self._ended:
             try:
-                batch = self._rollout.recv(self._silence_s)
-            except TimeoutExceededError as error:
-                # Nothing to wait for is no trouble; an answer in less than the time to wait is how the stream ended.
-                if waiting or time.monotonic() - asked < self._silence_s / 2:
-                    return self._trouble(error)
+                batch = self._rollout.take()
             except PlayserveError as error:
-                if error.env_id is None:
-                    return self._trouble(error)
                 self._trouble(error)
-                self._account([error.env_id])
+                self._ended = error.env_id is None
+                if error.env_id is not None:
+                    self._account([error.env_id])
             else:
+                if batch is None:
+                    return
                 self._account(batch.env_ids.tolist())
                 self._deliver(batch.env_ids, batch.episode_ids, np.asarray(batch.actions))
                 self._gathering.answered(len(batch.env_ids))
+            self._heard = time.monotonic()
             with self._lock:
                 held = self._held_since
                 self._send_pending()
                 newly_held = held is None and self._held_since is not None
             if newly_held:
                 self._wake()
-        return None
 
     def _trouble(self, error: PlayserveError) -> None:
         if not self._closing:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import queue
+import time
+from collections import deque
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from playserve.errors import SessionEndedError, TimeoutExceededError
+from playserve.errors import TimeoutExceededError
 from playserve_client.evaluate.gathering import Gathering
 from playserve_client.evaluate.stream import EvaluatorStream
+
+SILENCE_S = 0.2
 
 
 class _Clock:
@@ -64,36 +67,40 @@ class _Rollout:
 
     def __init__(self) -> None:
         self.sent: list[list[int]] = []
-        self.answers: queue.Queue[object] = queue.Queue()
+        self.answers: deque[list[int]] = deque()
+
+    def listen(self, on_change) -> None:
+        self._on_change = on_change
 
     def send(self, rows, tags, inputs, seeds) -> None:
         self.sent.append(list(rows))
 
-    def recv(self, timeout_s: float):
-        try:
-            answer = self.answers.get(timeout=10)
-        except queue.Empty:
-            raise TimeoutExceededError("nothing") from None
-        if answer is None:
-            raise SessionEndedError("closed")
-        rows = np.array(answer)
+    def answer(self, *rows: int) -> None:
+        self.answers.append(list(rows))
+        self._on_change()
+
+    def take(self):
+        if not self.answers:
+            return None
+        rows = np.array(self.answers.popleft())
         return SimpleNamespace(env_ids=rows, episode_ids=rows, actions=np.zeros(len(rows), np.int64))
 
     def close(self) -> None:
-        self.answers.put(None)
+        pass
 
 
 @pytest.fixture
 def place():
     """Return a stream in the hands of the test: its rollout, whether environments step, delivered rows."""
-    rollout, delivered, woken = _Rollout(), queue.Queue(), []
+    rollout, delivered, woken = _Rollout(), [], []
     state = SimpleNamespace(rollout=rollout, delivered=delivered, woken=woken, stepping=True)
     stream = EvaluatorStream(
         rollout,
         lambda rows: {},
-        lambda rows, tags, actions: delivered.put(rows.tolist()),
+        lambda rows, tags, actions: delivered.append(rows.tolist()),
         lambda: woken.append(1),
         lambda: state.stepping,
+        silence_s=SILENCE_S,
     )
     state.stream = stream
     yield state
@@ -138,11 +145,8 @@ def test_who_has_waited_long_enough_goes_alone(place):
     _whole(place)
     place.stream.submit(_ready(0))
     assert place.rollout.sent == []
-    for _ in range(1000):
-        place.stream._thread.join(place.stream.patience_s(0.1))
-        place.stream.flush()
-        if place.rollout.sent:
-            break
+    time.sleep(place.stream.patience_s(0.1))
+    place.stream.flush()
     assert place.rollout.sent == [[0]]
 
 
@@ -153,12 +157,23 @@ def test_a_row_that_is_held_at_an_answer_wakes_who_has_to_flush(place):
     place.stepping = True
     place.stream.submit(_ready(2))  # while a message is on its way
     assert place.rollout.sent == [[0, 1]]
-    place.rollout.answers.put([0, 1])
-    assert place.delivered.get(timeout=10) == [0, 1]
-    for _ in range(1000):
-        if place.woken:
-            break
-        place.stream._thread.join(0.01)
+    place.rollout.answer(0, 1)
+    assert place.delivered == [[0, 1]]
     assert place.woken
     place.stream.submit(_ready(0, 1, 3))
     assert place.rollout.sent[1:] in ([[2, 0, 1, 3]], [[2], [0, 1, 3]])  # the second where this test was slow
+
+
+def test_a_server_that_is_silent_while_rows_wait_is_trouble_once(place):
+    place.stream.flush()
+    time.sleep(SILENCE_S)
+    place.stream.flush()
+    assert place.stream.take_error() is None  # nobody waited
+    place.stream.submit(_ready(0, 1))
+    place.stream.flush()
+    assert place.stream.take_error() is None
+    time.sleep(2 * SILENCE_S)
+    place.stream.flush()
+    place.stream.flush()
+    assert isinstance(place.stream.take_error(), TimeoutExceededError)
+    assert place.stream.take_error() is None
