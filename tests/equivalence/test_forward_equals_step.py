@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from playserve_trainer.models.policy import UNKNOWN_ACTION, Memory, Policy
+from playserve_trainer.models.policy import INSTRUCTION, TARGETS, UNKNOWN_ACTION, Memory, Policy
 from playserve_trainer.models.registry import FAMILIES, build
 
 STEPS = 12
@@ -19,12 +19,19 @@ NUM_ACTIONS = 4
 NUM_SLOTS = 8
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 
-#: By family, or "family/variant". The transformer's window wraps three times in STEPS.
+#: Inputs [B, ...], executed [B, H], first [B], and the actions [B, H] that several heads draw.
+Batch = tuple[dict[str, Tensor], Tensor, Tensor, Tensor]
+
+#: By family, or "family/variant". The transformers' windows wrap in STEPS.
 CONFIGS: Mapping[str, dict[str, Any]] = {
     "atari": {"game": "breakout", "num_actions": NUM_ACTIONS, "width": 2},
     "nethack/lstm": {"num_actions": NUM_ACTIONS, "width": 32, "layers": 2},
     "nethack/transformer": {
         "num_actions": NUM_ACTIONS, "width": 64, "core": "transformer", "layers": 2, "context": 4, "inventory": True,
+    },
+    "p2p": {
+        "layers": 3, "width": 32, "heads": 2, "decoder_layers": 2, "decoder_heads": 2, "history": (2, 4, 3),
+        "trunk": "conv3", "frame_size": 32, "text_encoder": "words", "text_width": 16,
     },
     "tiny_recurrent": {"num_actions": NUM_ACTIONS, "hidden": 16},
 }  # fmt: skip
@@ -54,7 +61,14 @@ class Episodes:
         for spec in policy.spec().inputs:
             shape = (ROWS, STEPS, *spec.shape)
             self.inputs[spec.name] = torch.randint(0, 256, shape, generator=generator).to(getattr(torch, spec.dtype))
-        self.executed_BTH = torch.randint(0, NUM_ACTIONS, (ROWS, STEPS, 1), generator=generator)
+        for name, row in policy.context_inputs().items():
+            assert name == INSTRUCTION
+            self.inputs[name] = torch.randn(ROWS, STEPS, *row.shape, generator=generator)
+            self.inputs[name][:, : STEPS // 2] = 0
+        # What the steps draw, where later heads see what earlier ones drew; it is executed before the next step.
+        drawn = [torch.randint(0, n, (ROWS, STEPS), generator=generator) for n in policy.heads()]
+        self.chosen_BTH = torch.stack(drawn, -1)
+        self.executed_BTH = self.chosen_BTH.roll(1, 1)
         self.first_BT = torch.zeros(ROWS, STEPS, dtype=torch.bool)
         self.first_BT[:, 0] = True
         self.executed_BTH[self.first_BT] = UNKNOWN_ACTION
@@ -64,19 +78,24 @@ class Episodes:
         self.first_BT[row, step] = True
         self.executed_BTH[row, step] = UNKNOWN_ACTION
 
-    def forward(self, policy: Policy) -> Tensor:
-        """Return logits [B, T, A], each row computed alone."""
-        logits = []
-        for row in range(ROWS):
-            inputs = {name: tensor[row : row + 1] for name, tensor in self.inputs.items()}
-            part = policy(inputs, self.executed_BTH[row : row + 1], self.first_BT[row : row + 1])
-            logits.append(part.logits[0])
-        return torch.cat(logits)
-
-    def at(self, rows: list[int], steps: list[int]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Return inputs [B, ...], executed [B, H] and first [B] of some rows, each at its own step."""
+    def sequences(
+        self, rows: slice = slice(None), steps: slice = slice(None)
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Return inputs [B, T, ...], executed [B, T, H] and first [B, T] as `forward` takes them."""
         inputs = {name: tensor[rows, steps] for name, tensor in self.inputs.items()}
+        if self.executed_BTH.shape[-1] > 1:
+            inputs[TARGETS] = self.chosen_BTH[rows, steps]
         return inputs, self.executed_BTH[rows, steps], self.first_BT[rows, steps]
+
+    def forward(self, policy: Policy) -> Tensor:
+        """Return logits [B, T, A] of all heads side by side, each row computed alone."""
+        logits = [policy(*self.sequences(slice(row, row + 1))).logits for row in range(ROWS)]
+        return torch.cat([torch.cat(heads, dim=-1) for heads in logits])
+
+    def at(self, rows: list[int], steps: list[int]) -> Batch:
+        """Return the batch of some rows, each at its own step."""
+        inputs = {name: tensor[rows, steps] for name, tensor in self.inputs.items()}
+        return inputs, self.executed_BTH[rows, steps], self.first_BT[rows, steps], self.chosen_BTH[rows, steps]
 
 
 def make_pools(policy: Policy) -> dict[str, Tensor]:
@@ -88,30 +107,35 @@ def make_pools(policy: Policy) -> dict[str, Tensor]:
     return pools
 
 
-def step(
-    policy: Policy, pools: dict[str, Tensor], slots: list[int], batch: tuple[dict[str, Tensor], Tensor, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Step the slots once; return logits [B, A] and the argmax actions [B] that the policy reported."""
+def step(policy: Policy, pools: dict[str, Tensor], slots: list[int], batch: Batch) -> tuple[Tensor, Tensor]:
+    """Step the slots once; return logits [B, A] of all heads and the actions [B, H] that the policy reported.
+
+    One head draws the likeliest action, several draw what the batch says: later heads see what earlier ones drew.
+    """
     seen = []
+    inputs, executed_BH, first_B, chosen_BH = batch
 
     def sample(logits_BA: Tensor, head: int) -> Tensor:
-        assert head == 0
+        assert head == len(seen)
         assert logits_BA.dtype == torch.float32
+        assert logits_BA.shape == (len(slots), policy.heads()[head])
         seen.append(logits_BA)
-        return logits_BA.argmax(-1)
+        return logits_BA.argmax(-1) if len(policy.heads()) == 1 else chosen_BH[:, head]
 
-    inputs, executed_BH, first_B = batch
     output = policy.step(inputs, executed_BH, Memory(pools, torch.tensor(slots), first_B), sample)
-    assert len(seen) == 1
-    assert output.actions_BH.shape == (len(slots), 1)
+    assert len(seen) == len(policy.heads())
+    assert output.actions_BH.shape == (len(slots), len(seen))
+    if len(seen) > 1:
+        assert torch.equal(output.actions_BH, chosen_BH)
     assert output.value_B is None or (output.value_B.dtype == torch.float32 and output.value_B.shape == (len(slots),))
-    return seen[0], output.actions_BH[:, 0]
+    return torch.cat(seen, dim=-1), output.actions_BH
 
 
-def assert_same(got_A: Tensor, action: Tensor, wanted_A: Tensor) -> None:
-    """The logits agree, and so does the action unless the best two are a tie."""
+def assert_same(got_A: Tensor, action_H: Tensor, wanted_A: Tensor) -> None:
+    """The logits agree, and so does the action of a single head unless the best two are a tie."""
     torch.testing.assert_close(got_A, wanted_A, **TOLERANCE)
-    assert wanted_A[action] >= wanted_A.max() - 2 * TOLERANCE["atol"]
+    if len(action_H) == 1:
+        assert wanted_A[action_H[0]] >= wanted_A.max() - 2 * TOLERANCE["atol"]
 
 
 def test_alone(policy: Policy) -> None:
@@ -119,8 +143,8 @@ def test_alone(policy: Policy) -> None:
     wanted_BTA = episodes.forward(policy)
     pools = make_pools(policy)
     for t in range(STEPS):
-        logits_BA, actions_B = step(policy, pools, [3], episodes.at([0], [t]))
-        assert_same(logits_BA[0], actions_B[0], wanted_BTA[0, t])
+        logits_BA, actions_BH = step(policy, pools, [3], episodes.at([0], [t]))
+        assert_same(logits_BA[0], actions_BH[0], wanted_BTA[0, t])
 
 
 def test_exactly_at_equal_batch_size(policy: Policy) -> None:
@@ -128,12 +152,10 @@ def test_exactly_at_equal_batch_size(policy: Policy) -> None:
     pools = make_pools(policy)
     rows, state = list(range(ROWS)), None
     for t in range(STEPS):
-        inputs, executed_BH, first_B = episodes.at(rows, [t] * ROWS)
-        whole = {name: tensor.unsqueeze(1) for name, tensor in inputs.items()}
-        forward = policy(whole, executed_BH.unsqueeze(1), first_B.unsqueeze(1), state)
+        forward = policy(*episodes.sequences(steps=slice(t, t + 1)), state)
         state = forward.state
-        logits_BA, _ = step(policy, pools, [5, 1, 2], (inputs, executed_BH, first_B))
-        assert torch.equal(logits_BA, forward.logits[0][:, 0])
+        logits_BA, _ = step(policy, pools, [5, 1, 2], episodes.at(rows, [t] * ROWS))
+        assert torch.equal(logits_BA, torch.cat(forward.logits, dim=-1)[:, 0])
         for name, pool in pools.items():
             assert torch.equal(pool[[5, 1, 2]], state[name])
 
@@ -144,10 +166,9 @@ def test_forward_in_pieces_with_the_state_between(policy: Policy) -> None:
     wanted_BTA = episodes.forward(policy)
     state, pieces = None, []
     for piece in (slice(0, 4), slice(4, 5), slice(5, STEPS)):
-        inputs = {name: tensor[:, piece] for name, tensor in episodes.inputs.items()}
-        output = policy(inputs, episodes.executed_BTH[:, piece], episodes.first_BT[:, piece], state)
+        output = policy(*episodes.sequences(steps=piece), state)
         state = output.state
-        pieces.append(output.logits[0])
+        pieces.append(torch.cat(output.logits, dim=-1))
     assert set(state or {}) == set(policy.state_layout())
     torch.testing.assert_close(torch.cat(pieces, dim=1), wanted_BTA, **TOLERANCE)
 
@@ -165,9 +186,9 @@ def test_ragged_batches_with_padding(policy: Policy, seed: int) -> None:
         rows = waiting[: int(torch.randint(1, len(waiting) + 1, (), generator=generator))]
         padding = 4 - len(rows)
         batch = episodes.at(rows + [0] * padding, [next_step[row] for row in rows] + [0] * padding)
-        logits_BA, actions_B = step(policy, pools, [slot_of[row] for row in rows] + [0] * padding, batch)
+        logits_BA, actions_BH = step(policy, pools, [slot_of[row] for row in rows] + [0] * padding, batch)
         for i, row in enumerate(rows):
-            assert_same(logits_BA[i], actions_B[i], wanted_BTA[row, next_step[row]])
+            assert_same(logits_BA[i], actions_BH[i], wanted_BTA[row, next_step[row]])
             next_step[row] += 1
 
 
@@ -176,16 +197,12 @@ def test_after_reset_nothing_of_the_old_episode_is_left(policy: Policy) -> None:
     begin = 7
     episodes.begin(0, begin)
     wanted_BTA = episodes.forward(policy)
-    fresh = policy(
-        {name: tensor[:1, begin:] for name, tensor in episodes.inputs.items()},
-        episodes.executed_BTH[:1, begin:],
-        episodes.first_BT[:1, begin:],
-    )
-    torch.testing.assert_close(wanted_BTA[:1, begin:], fresh.logits[0], **TOLERANCE)
+    fresh = policy(*episodes.sequences(slice(0, 1), slice(begin, None)))
+    torch.testing.assert_close(wanted_BTA[:1, begin:], torch.cat(fresh.logits, dim=-1), **TOLERANCE)
     pools = make_pools(policy)
     for t in range(STEPS):
-        logits_BA, actions_B = step(policy, pools, [2], episodes.at([0], [t]))
-        assert_same(logits_BA[0], actions_B[0], wanted_BTA[0, t])
+        logits_BA, actions_BH = step(policy, pools, [2], episodes.at([0], [t]))
+        assert_same(logits_BA[0], actions_BH[0], wanted_BTA[0, t])
 
 
 def test_other_slots_neither_matter_nor_change(policy: Policy) -> None:
@@ -198,8 +215,8 @@ def test_other_slots_neither_matter_nor_change(policy: Policy) -> None:
         for pool in pools.values():
             pool[others] = (torch.randn(pool[others].shape, generator=generator) * 100).to(pool.dtype)
         before = {name: pool[others].clone() for name, pool in pools.items()}
-        logits_BA, actions_B = step(policy, pools, [5], episodes.at([1], [t]))
-        assert_same(logits_BA[0], actions_B[0], wanted_BTA[1, t])
+        logits_BA, actions_BH = step(policy, pools, [5], episodes.at([1], [t]))
+        assert_same(logits_BA[0], actions_BH[0], wanted_BTA[1, t])
         assert all(torch.equal(pools[name][others], rows) for name, rows in before.items())
 
 
@@ -212,5 +229,5 @@ def test_a_slot_moved_elsewhere_goes_on(policy: Policy) -> None:
             for name in here:
                 there[name][7] = here[name][2]
         pools, slot = (here, 2) if t < 5 else (there, 7)
-        logits_BA, actions_B = step(policy, pools, [slot], episodes.at([2], [t]))
-        assert_same(logits_BA[0], actions_B[0], wanted_BTA[2, t])
+        logits_BA, actions_BH = step(policy, pools, [slot], episodes.at([2], [t]))
+        assert_same(logits_BA[0], actions_BH[0], wanted_BTA[2, t])

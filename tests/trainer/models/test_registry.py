@@ -8,6 +8,7 @@ from playserve_trainer.models.registry import FAMILIES, build, config_from_json,
 from playserve_trainer.models.tiny_recurrent import TinyRecurrentConfig, TinyRecurrentPolicy
 
 ATARI: dict[str, Any] = {"game": "pong", "num_actions": 6, "width": 1}
+P2P: dict[str, Any] = {"layers": 1, "width": 32, "heads": 2, "decoder_heads": 2, "trunk": "conv3", "frame_size": 32}
 
 
 @pytest.mark.parametrize(
@@ -21,7 +22,7 @@ def test_a_config_survives_json(config: AtariConfig | TinyRecurrentConfig) -> No
     assert config_from_json(type(config), config_to_json(config)) == config
 
 
-@pytest.mark.parametrize(("family", "config"), [("atari", ATARI), ("tiny_recurrent", {"hidden": 8})])
+@pytest.mark.parametrize(("family", "config"), [("atari", ATARI), ("p2p", P2P), ("tiny_recurrent", {"hidden": 8})])
 def test_build_and_describe_are_inverse(family: str, config: dict[str, Any]) -> None:
     policy = build(family, config)
     assert type(policy) is FAMILIES[family].policy
@@ -49,7 +50,7 @@ def test_a_bad_config_is_refused_with_its_keys(config: dict[str, Any], named: st
 
 
 def test_an_unknown_family_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(BadSettingError, match="'atary' is none of atari, nethack, tiny_recurrent"):
+    with pytest.raises(BadSettingError, match="'atary' is none of atari, nethack, p2p, tiny_recurrent"):
         build("atary", {})
 
 
