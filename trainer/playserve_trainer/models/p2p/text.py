@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from playserve.errors import BadSettingError, NotFoundError
+from playserve.errors import BadSettingError, NotFoundError, NotImplementedHereError
 
 __all__ = ["EMBEDDING_GEMMA", "GemmaEncoder", "LazyEncoder", "SentenceEncoder", "TextEncoder", "WordEncoder",
            "load_encoder"]  # fmt: skip
@@ -50,21 +50,28 @@ def load_encoder(name: str, width: int) -> TextEncoder:
 
     Raises:
         BadSettingError: The policy takes no text, or the encoder's vectors have another size.
-        ModuleNotFoundError: The library is not installed; the command line says which extra brings it.
+        NotImplementedHereError: Its library is not installed; the message says which extra brings it.
         NotFoundError: The model is neither a folder nor to be had from its hub.
     """
-    encoder: TextEncoder
     if name == "none":
         raise BadSettingError("the policy was made without a text encoder: it takes no instruction")
-    if name == "words":
-        encoder = WordEncoder(width)
-    elif name == "embeddinggemma" or name.startswith("gemma:"):
-        encoder = GemmaEncoder(name.partition(":")[2] or EMBEDDING_GEMMA)
-    else:
-        encoder = SentenceEncoder(name)
+    try:
+        encoder = _make(name, width)
+    except ModuleNotFoundError as error:
+        raise NotImplementedHereError(
+            f"text encoder {name!r} needs the package {error.name!r}; install it with pip install 'playserve[text]'"
+        ) from error
     if encoder.width != width:
         raise BadSettingError(f"text encoder {name!r} gives vectors of {encoder.width}; the policy wants {width}")
     return encoder
+
+
+def _make(name: str, width: int) -> TextEncoder:
+    if name == "words":
+        return WordEncoder(width)
+    if name == "embeddinggemma" or name.startswith("gemma:"):
+        return GemmaEncoder(name.partition(":")[2] or EMBEDDING_GEMMA)
+    return SentenceEncoder(name)
 
 
 class WordEncoder:
