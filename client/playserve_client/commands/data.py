@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from playserve.errors import BadSettingError
-from playserve_client.commands import data_nethack, data_replay
+from playserve_client.commands import data_nethack, data_p2p, data_replay
 from playserve_client.commands.counting import show_count
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ SUMMARY = "Record or import expert episodes, and inspect them."
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Add ``record atari``, ``stats`` and NetHack's actions."""
+    """Add ``record atari``, ``stats``, NetHack's actions and Open P2P's."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     record = actions.add_parser("record", help="record episodes of a scripted expert")
     families = record.add_subparsers(dest="family", required=True, metavar="FAMILY")
@@ -62,6 +62,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     stats.add_argument("--json", type=Path, help="write the same as JSON to this file")
     data_nethack.configure(actions)
     data_replay.configure(actions)
+    data_p2p.configure(actions)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -19,7 +19,9 @@ class Problem(Enum):
         NO_FRAMES: It annotates no frame.
         NO_VIDEO: The video of the wanted size is missing.
         BAD_VIDEO: The video is no video, or a frame of it cannot be decoded.
-        TRUNCATED_VIDEO: The video's file ends before its last frame; the frames before that can be read.
+        UNINDEXED_VIDEO: The file ends before its index, as a killed writer leaves it; nothing of it can be read.
+        TRUNCATED_VIDEO: The file ends before its last frame; the frames before that can be read.
+        FULL_VIDEO: Something of the above is wrong with video.mp4, from which nothing is learnt.
         FRAME_COUNT: Video and annotations differ in length; what both have can be read.
         NO_ACTIONS: No frame has a known action.
         BOTH_KNOWN: A frame has a user's and a system's action; the system's counts.
@@ -36,7 +38,9 @@ class Problem(Enum):
     NO_FRAMES = "no_frames"
     NO_VIDEO = "no_video"
     BAD_VIDEO = "bad_video"
+    UNINDEXED_VIDEO = "unindexed_video"
     TRUNCATED_VIDEO = "truncated_video"
+    FULL_VIDEO = "full_video"
     FRAME_COUNT = "frame_count"
     NO_ACTIONS = "no_actions"
     BOTH_KNOWN = "both_known"
@@ -56,7 +60,7 @@ class Problem(Enum):
 _BREAKING = frozenset(
     {
         Problem.NO_ANNOTATION, Problem.BAD_ANNOTATION, Problem.NO_FRAMES, Problem.NO_VIDEO, Problem.BAD_VIDEO,
-        Problem.NO_ACTIONS, Problem.UNFINISHED,
+        Problem.UNINDEXED_VIDEO, Problem.NO_ACTIONS, Problem.UNFINISHED,
     }
 )  # fmt: skip
 

@@ -150,7 +150,7 @@ class VideoReader:
 
     Raises:
         MissingPartError: There is no such file (NO_VIDEO).
-        BrokenRecordingError: TRUNCATED_VIDEO: an mp4 without its index, as a killed writer leaves it; BAD_VIDEO.
+        BrokenRecordingError: UNINDEXED_VIDEO: an mp4 without its index, as a killed writer leaves it; BAD_VIDEO.
     """
 
     def __init__(self, path: Path, *, threads: int = 1) -> None:
@@ -188,8 +188,8 @@ class VideoReader:
         self.num_frames = len(self._index)
         self.declared_frames = stream.frames or self.num_frames
         if not self.num_frames or not self._keys:
-            problem = Problem.TRUNCATED_VIDEO if self.declared_frames else Problem.BAD_VIDEO
-            raise BrokenRecordingError(self.path, problem, f"none of {self.declared_frames} frames can be decoded")
+            detail = f"none of {self.declared_frames} frames can be decoded"
+            raise BrokenRecordingError(self.path, Problem.BAD_VIDEO, detail)
         self._next = -1  # the frame that _decoded gives next; -1: nothing is being decoded
         self._decoded: Iterator[tuple[int, Any]] = iter(())
 
@@ -320,5 +320,5 @@ def _unopenable(path: Path) -> Problem:
     """Return what is wrong with a file that no demuxer takes: an mp4 that was cut short, or no video."""
     with suppress(OSError), path.open("rb") as file:
         if file.read(8)[4:] == b"ftyp":
-            return Problem.TRUNCATED_VIDEO
+            return Problem.UNINDEXED_VIDEO
     return Problem.BAD_VIDEO

@@ -125,7 +125,7 @@ def test_files_that_cannot_be_opened_are_told_apart(tmp_path: Path) -> None:
         with pytest.raises(BrokenRecordingError) as caught:
             VideoReader(path)
         problems[name] = caught.value.problem
-    cut = Problem.TRUNCATED_VIDEO
+    cut = Problem.UNINDEXED_VIDEO
     bad = Problem.BAD_VIDEO
     assert problems == {"no index": cut, "noise": bad, "empty": bad, "header only": cut}
     with pytest.raises(MissingPartError, match="no_video"):
