@@ -124,6 +124,7 @@ class Driver:
         tags: Wire ids.
         open_rollout: Opens a stream of so many environments; None: all players of the queue are local.
         reconnect_s: How long a server may be away.
+        instruction: Of every episode; None: what the environment says.
     """
 
     def __init__(
@@ -135,7 +136,9 @@ class Driver:
         *,
         open_rollout: Callable[[int], Rollout] | None = None,
         reconnect_s: float = 60.0,
+        instruction: str | None = None,
     ) -> None:
+        self._instruction = instruction
         self._pool, self._rows, self._callbacks, self._tags = pool, rows, callbacks, tags
         self._open_rollout, self._reconnect_s = open_rollout, reconnect_s
         self._queue: deque[Assignment] = deque()
@@ -190,7 +193,14 @@ class Driver:
             rollout.close()
             raise
         self._version = rollout.spec.version
-        self._stream = EvaluatorStream(rollout, self._inputs, self._pool.act, self._pool.wake, self._pool.stepping)
+        self._stream = EvaluatorStream(
+            rollout,
+            self._inputs,
+            self._pool.act,
+            self._pool.wake,
+            self._pool.stepping,
+            instructions=self._pool.instructions if rollout.spec.takes_instruction else None,
+        )
 
     def _inputs(self, rows: Sequence[int]) -> dict[str, NDArray[Any]]:
         return {name: self._pool.read(shown, rows) for name, shown in self._names.items()}
@@ -314,5 +324,6 @@ class Driver:
             "stickiness": table_row.stickiness,
             "env_seed": assignment.env_seed,
             "sampling_seed": assignment.sampling_seed,
+            "instruction": self._instruction,
             "path": f"{assignment.row}/{assignment.number:06d}.npz",
         }

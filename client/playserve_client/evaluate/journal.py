@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from playserve.actions import Action
 from playserve.errors import BadSettingError, DataLossError
+from playserve_client.evaluate.actions import unpack_actions
 from playserve_client.evaluate.driver import Finished
 from playserve_client.evaluate.plan import Assignment, Settings
 
@@ -184,15 +185,14 @@ class Journal:
         """Return whether an episode is finished."""
         return (assignment.row, assignment.number) in self.results
 
-    def actions(self, result: Result) -> NDArray[np.integer[Any]]:
-        """Return the actions of a finished episode, int [steps]; FileNotFoundError where they were not kept."""
+    def actions(self, result: Result) -> list[Action]:
+        """Return the actions of a finished episode, one a step; FileNotFoundError where they were not kept."""
         path = self.actions_dir / result.row / f"{result.number:06d}.npz"
         try:
             with np.load(path, allow_pickle=False) as stored:
-                actions: NDArray[np.integer[Any]] = stored["executed"]
+                return unpack_actions(stored)
         except (ValueError, KeyError, zipfile.BadZipFile) as error:
             raise DataLossError(f"{path} is damaged: {error}") from error
-        return actions
 
     def add(self, result: Result) -> None:
         """Keep one finished episode, on disk before this returns."""

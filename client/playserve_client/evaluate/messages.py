@@ -5,6 +5,7 @@ kind   direction   content
 =====  ==========  ====================================================================================
 ``J``  both        a JSON object: hello, attach, assign, finished, failed
 ``A``  to worker   int64 [n, 3]: row, tag, action
+``D``  to worker   JSON: [row, tag, keys, buttons, dx, dy, scroll] of each row, of environments with keyboard and mouse
 ``R``  to parent   int64 [1 + n, 2]: (steps since the last report, 0), then (row, tag) of each ready row
 =====  ==========  ====================================================================================
 
@@ -15,15 +16,21 @@ by its tag.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ACTIONS", "JSON", "READY", "actions_message", "array_of", "json_message", "json_of", "ready_message"]
+from playserve.actions import DesktopAction
+from playserve_client.evaluate.actions import desktop_from_json, desktop_to_json
 
-ACTIONS, JSON, READY = ord("A"), ord("J"), ord("R")
+__all__ = [
+    "ACTIONS", "DESKTOP", "JSON", "READY", "actions_message", "array_of", "desktop_message", "desktop_of",
+    "json_message", "json_of", "ready_message",
+]  # fmt: skip
+
+ACTIONS, DESKTOP, JSON, READY = ord("A"), ord("D"), ord("J"), ord("R")
 
 
 def json_message(value: Mapping[str, Any]) -> bytes:
@@ -40,6 +47,16 @@ def json_of(message: bytes) -> dict[str, Any]:
 def actions_message(rows_N3: NDArray[np.int64]) -> bytes:
     """Return an ``A`` message of (row, tag, action)."""
     return b"A" + rows_N3.tobytes()
+
+
+def desktop_message(rows: Iterable[tuple[int, int, DesktopAction]]) -> bytes:
+    """Return a ``D`` message of (row, tag, action)."""
+    return b"D" + json.dumps([[row, tag, *desktop_to_json(action)] for row, tag, action in rows]).encode()
+
+
+def desktop_of(message: bytes) -> list[tuple[int, int, DesktopAction]]:
+    """Return the content of a ``D`` message."""
+    return [(row, tag, desktop_from_json(action)) for row, tag, *action in json.loads(message[1:])]
 
 
 def ready_message(steps: int, rows: list[tuple[int, int]]) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing import shared_memory
 from typing import Any
 
@@ -20,7 +20,7 @@ from playserve.errors import (
     InputUnknownError,
     ShapeMismatchError,
 )
-from playserve.specs import DTYPES, DiscreteActionSpec, PolicySpec
+from playserve.specs import DTYPES, DesktopActionSpec, DiscreteActionSpec, MouseDecode, PolicySpec
 
 __all__ = ["EnvSpec", "SharedRows", "match_inputs"]
 
@@ -34,19 +34,25 @@ class EnvSpec:
 
     Attributes:
         inputs: (dtype name, shape) of each observation array by name; the name is "" where there is but one array.
-        num_actions: Number of discrete actions.
+        num_actions: Number of discrete actions; 0 where the environment takes keyboard and mouse.
         first_action: The environment's own number of action 0.
         action_names: Names by index, or empty.
+        desktop: The keys, buttons and motion that mean something in the environment; None: its actions are discrete.
     """
 
     inputs: Mapping[str, tuple[str, tuple[int, ...]]]
     num_actions: int
     first_action: int = 0
     action_names: tuple[str, ...] = ()
+    desktop: DesktopActionSpec | None = None
 
     @classmethod
     def of(cls, env: Any) -> EnvSpec:
-        """Return the spec of a Gymnasium environment; BadSettingError where it cannot be evaluated."""
+        """Return the spec of a Gymnasium environment; BadSettingError where it cannot be evaluated.
+
+        One that takes a `playserve.actions.DesktopAction` says so by a `DesktopActionSpec`, the `spec` of its action
+        space (:class:`playserve_client.envs.desktop.DesktopSpace`) or its attribute `desktop_actions`.
+        """
         space, actions = getattr(env, "observation_space", None), getattr(env, "action_space", None)
         parts = getattr(space, "spaces", None)
         named = dict(parts.items()) if isinstance(parts, Mapping) else {"": space}
@@ -58,6 +64,9 @@ class EnvSpec:
                     f"observation {name or 'space'} is {part}; wanted arrays of {', '.join(DTYPES)}, alone or in a Dict"
                 )
             inputs[str(name)] = (np.dtype(dtype).name, tuple(int(dim) for dim in shape))
+        desktop = getattr(env, "desktop_actions", None) or getattr(actions, "spec", None)
+        if isinstance(desktop, DesktopActionSpec):
+            return cls(inputs=inputs, num_actions=0, desktop=desktop)
         if not hasattr(actions, "n"):
             raise BadSettingError(f"the action space is {actions}; wanted Discrete")
         count, first = int(actions.n), int(getattr(actions, "start", 0))  # type: ignore[union-attr]
@@ -72,13 +81,20 @@ class EnvSpec:
             "num_actions": self.num_actions,
             "first_action": self.first_action,
             "action_names": list(self.action_names),
+            "desktop": None if self.desktop is None else asdict(self.desktop),
         }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> EnvSpec:
         """Return the spec of a JSON value."""
         inputs = {name: (dtype, tuple(shape)) for name, (dtype, shape) in value["inputs"].items()}
-        return cls(**{**value, "inputs": inputs, "action_names": tuple(value["action_names"])})
+        desktop = value.get("desktop")
+        if desktop is not None:
+            keys, buttons = tuple(desktop["keys"]), tuple(desktop["buttons"])
+            decode = MouseDecode(desktop["mouse_decode"])
+            desktop = DesktopActionSpec(**{**desktop, "keys": keys, "buttons": buttons, "mouse_decode": decode})
+        names = tuple(value["action_names"])
+        return cls(**{**value, "inputs": inputs, "action_names": names, "desktop": desktop})
 
 
 def match_inputs(env: EnvSpec, policy: PolicySpec) -> dict[str, str]:
@@ -86,9 +102,7 @@ def match_inputs(env: EnvSpec, policy: PolicySpec) -> dict[str, str]:
 
     An environment may show more than the policy takes. A single array is the policy's one required input.
     """
-    if not isinstance(policy.action, DiscreteActionSpec) or policy.action.n != env.num_actions:
-        came = f"{policy.action.n} actions" if isinstance(policy.action, DiscreteActionSpec) else "desktop actions"
-        raise BadActionError(f"policy {policy.name!r} has {came}; the environment takes {env.num_actions}")
+    _match_actions(env, policy)
     required = [spec.name for spec in policy.inputs if not spec.optional]
     names = {name: name for name in env.inputs}
     if set(env.inputs) == {""}:
@@ -119,6 +133,21 @@ def match_inputs(env: EnvSpec, policy: PolicySpec) -> dict[str, str]:
             f"policy {policy.name!r} takes nothing that the environment shows: {sorted(env.inputs)}"
         )
     return matched
+
+
+def _match_actions(env: EnvSpec, policy: PolicySpec) -> None:
+    action, desktop = policy.action, env.desktop
+    if isinstance(action, DiscreteActionSpec):
+        if desktop is None and action.n == env.num_actions:
+            return
+        came = f"{action.n} actions"
+    else:
+        # What else the policy presses does nothing in the environment.
+        if desktop is not None and {*action.keys, *action.buttons} & {*desktop.keys, *desktop.buttons}:
+            return
+        came = f"desktop actions (keys {list(action.keys)[:8]}, buttons {list(action.buttons)})"
+    takes = f"{env.num_actions}" if desktop is None else f"desktop actions ({list(desktop.keys)[:8]})"
+    raise BadActionError(f"policy {policy.name!r} has {came}; the environment takes {takes}")
 
 
 class SharedRows:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from playserve.errors import BadSettingError
+from playserve.settings import check_instruction
 from playserve_client.evaluate.families import Contender, Family, Role, family_of
 
 __all__ = ["DEFAULT_SEED_START", "MAX_STEPS", "Assignment", "EnvChoice", "Row", "Settings", "Shard"]
@@ -150,6 +151,7 @@ class Settings:
         most_frequent: The most frequent action, or None where it is unknown.
         expert: Whether there is a scripted expert.
         knowledge: Source and digest of the file that baselines draw from; empty where they need none.
+        instruction: Told to the agent in every episode; None: what the environment says, if it does.
         shard: The part to play.
     """
 
@@ -163,6 +165,7 @@ class Settings:
     most_frequent: int | None = None
     expert: bool = False
     knowledge: Mapping[str, str] = field(default_factory=dict)
+    instruction: str | None = None
     shard: Shard = field(default_factory=Shard)
 
     def __post_init__(self) -> None:
@@ -173,6 +176,7 @@ class Settings:
                 f"max_steps {self.env.max_steps}, argmax_episodes {self.argmax_episodes}, baseline_episodes "
                 f"{self.baseline_episodes}, seed_start {self.seed_start}"
             )
+        check_instruction(self.instruction or "")
         if len(set(self.stickiness)) != len(self.stickiness):
             raise BadSettingError(f"stickiness {self.stickiness} names a value twice")
 
@@ -206,6 +210,8 @@ class Settings:
         value["knowledge"] = dict(self.knowledge)
         if not self.knowledge:
             del value["knowledge"]  # as in folders that were begun before there was any
+        if self.instruction is None:
+            del value["instruction"]
         return value
 
     @classmethod
@@ -222,6 +228,7 @@ class Settings:
         return [
             "sampled: temperature 1; argmax: the most probable action",
             *self.env.rules.protocol(self),
+            *([] if self.instruction is None else [f"instruction of every episode: {self.instruction!r}"]),
             f"full episodes, unclipped score, cut after {self.env.max_steps:,} steps",
             f"episode i has environment seed {self.seed_start} + i; every assigned episode is played to its end",
         ]

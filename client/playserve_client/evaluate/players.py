@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from playserve.actions import Action
 from playserve.errors import BadActionError, BadSettingError, DataLossError
 from playserve_client.experts import EXPERTS, make_expert
 from playserve_client.recordings import list_episodes, read_episode
@@ -21,8 +22,8 @@ class Player(Protocol):
     def reset(self, seed: int) -> None:
         """Begin an episode whose draws are seeded with `seed`."""
 
-    def act(self, env: Any) -> int:
-        """Return the next action, an index from 0."""
+    def act(self, env: Any) -> Action:
+        """Return the next action: an index from 0, or keyboard and mouse where the environment takes them."""
 
 
 class _Random:
@@ -35,6 +36,23 @@ class _Random:
 
     def act(self, env: Any) -> int:
         return int(self._rng.integers(self._num_actions))
+
+
+class _RandomDesktop:
+    """Draws from the action space, whatever that holds to be random."""
+
+    def __init__(self) -> None:
+        self._seed: int | None = None
+
+    def reset(self, seed: int) -> None:
+        self._seed = seed
+
+    def act(self, env: Any) -> Action:
+        if self._seed is not None:
+            env.action_space.seed(self._seed)
+            self._seed = None
+        action: Action = env.action_space.sample()
+        return action
 
 
 class _Constant:
@@ -66,6 +84,10 @@ def has_expert(family: str, game: str) -> bool:
 
 def make_player(kind: str, *, game: str, num_actions: int, action: int | None) -> Player:
     """Return a new player: "random", "constant" (of `action`) or "expert"."""
+    if not num_actions:
+        if kind == "random":
+            return _RandomDesktop()
+        raise BadSettingError(f"there is no player {kind!r} of keyboard and mouse for this environment")
     if kind == "random":
         return _Random(num_actions)
     if kind == "constant" and action is not None:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import playserve.errors
+from playserve.actions import DesktopAction
 from playserve.errors import BadSettingError, PlayserveError
 from playserve_client.evaluate import messages
 from playserve_client.evaluate.errors import WorkerFailedError
@@ -109,6 +110,7 @@ class WorkerPool:
         self.rows = rows
         self.restarts = 0
         self.spec: EnvSpec | None = None
+        self._instructions: dict[int, str] = {}  # of the episode in each row that has one
         self._env, self._stickiness, self._actions_dir = env, stickiness, actions_dir
         self._knowledge = knowledge
         self._silence_s = _SILENCE_S if silence_s is None else silence_s
@@ -163,14 +165,34 @@ class WorkerPool:
                 self._owe(handle, [task["row"] for task in mine])
                 handle.send(messages.json_message({"assign": mine}))
 
-    def act(self, rows: NDArray[np.int64], tags: NDArray[np.int64], actions: NDArray[np.integer[Any]]) -> None:
+    def instructions(self, rows: Sequence[int]) -> list[str] | None:
+        """Return the instructions of the episodes in some rows; None: they have none. Thread-safe."""
+        known = self._instructions
+        return [known.get(row, "") for row in rows] if known else None
+
+    def act(
+        self,
+        rows: NDArray[np.int64],
+        tags: NDArray[np.int64],
+        actions: NDArray[np.integer[Any]] | Sequence[DesktopAction],
+    ) -> None:
         """Hand actions to rows that wait for them. Thread-safe."""
+        if not isinstance(actions, np.ndarray):
+            self._act_desktop(rows.tolist(), tags.tolist(), actions)
+            return
         table_N3 = np.stack([rows, tags, actions.astype(np.int64)], axis=1)
         owners = self._owner[rows]
         for index in sorted(set(owners.tolist())):
             table = table_N3[owners == index]
             self._owe(self._handles[index], table[:, 0])
             self._handles[index].send(messages.actions_message(table))
+
+    def _act_desktop(self, rows: Sequence[int], tags: Sequence[int], actions: Sequence[DesktopAction]) -> None:
+        for handle in self._handles:
+            mine = [item for item in zip(rows, tags, actions, strict=True) if item[0] in handle.rows]
+            if mine:
+                self._owe(handle, [row for row, _, _ in mine])
+                handle.send(messages.desktop_message(mine))
 
     def stepping(self) -> bool:
         """Return whether any worker owes an observation or a result. Thread-safe."""
@@ -267,6 +289,8 @@ class WorkerPool:
         if "finished" in value:
             self._owing[value["finished"]["row"]] = False
             events.finished.append(value["finished"])
+        elif "instruction" in value:
+            self._instructions[value["instruction"]["row"]] = value["instruction"]["text"]
         elif "failed" in value:
             raise _typed(value["kind"], value["failed"])
         elif "hello" in value:
@@ -303,6 +327,7 @@ class WorkerPool:
                 "are kept"
             )
         self._owing[handle.rows.start : handle.rows.stop] = False
+        self._instructions = {row: text for row, text in self._instructions.items() if row not in handle.rows}
         self._start(handle)
 
 

@@ -137,8 +137,14 @@ def _play(settings: Settings, options: RunOptions, journal: Journal, state: _Sta
                 callbacks = _callbacks(settings, journal, state, progress)
                 opener = _opener(settings, options, journal, client, queue, rows)
                 driver = Driver(
-                    pool, rows, callbacks, tags, open_rollout=opener, reconnect_s=options.reconnect_s
-                )  # fmt: skip
+                    pool,
+                    rows,
+                    callbacks,
+                    tags,
+                    open_rollout=opener,
+                    reconnect_s=options.reconnect_s,
+                    instruction=settings.instruction,
+                )
                 state.phases[name] = driver.report
                 driver.play(queue)
         except KeyboardInterrupt:

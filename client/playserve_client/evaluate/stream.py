@@ -32,8 +32,8 @@ __all__ = ["Deliver", "EvaluatorStream", "Read", "may_reopen", "reopen"]
 
 #: Returns the policy's inputs of some rows by name, [n, *shape] each.
 Read = Callable[[Sequence[int]], Mapping[str, NDArray[Any]]]
-#: Takes (rows, tags, actions), int64 [n] each, in the stream's thread.
-Deliver = Callable[[NDArray[np.int64], NDArray[np.int64], NDArray[np.integer[Any]]], None]
+#: Takes (rows, tags, actions), int64 [n] each or a list of desktop actions, in the stream's thread.
+Deliver = Callable[[NDArray[np.int64], NDArray[np.int64], Any], None]
 
 # Rows that wait longer than this for the server's answer wait for a server that is gone.
 _SILENCE_S = 60.0
@@ -54,6 +54,7 @@ class EvaluatorStream:
         wake: Called after an error was put where :meth:`take_error` finds it, and where :meth:`patience_s` changed.
         stepping: Returns whether any environment is stepped or reset now. Thread-safe.
         silence_s: How long rows may wait for the server.
+        instructions: Returns the instructions of the episodes of some rows, or None where they have none.
     """
 
     def __init__(
@@ -64,10 +65,12 @@ class EvaluatorStream:
         wake: Callable[[], None],
         stepping: Callable[[], bool] = lambda: False,
         silence_s: float = _SILENCE_S,
+        instructions: Callable[[Sequence[int]], Sequence[str] | None] | None = None,
     ) -> None:
         self._rollout, self._read, self._deliver, self._wake = rollout, read, deliver, wake
         self._stepping = stepping
         self._silence_s = silence_s
+        self._instructions = instructions
         self._heard = time.monotonic()  # or began to wait
         self._ended = False
         self._errors: queue.SimpleQueue[PlayserveError] = queue.SimpleQueue()
@@ -128,7 +131,11 @@ class EvaluatorStream:
             self._messages_of.setdefault(row, deque()).append(self._messages)
         try:
             self._rollout.send(
-                rows, [tag for tag, _ in newest.values()], self._read(rows), [seed for _, seed in newest.values()]
+                rows,
+                [tag for tag, _ in newest.values()],
+                self._read(rows),
+                [seed for _, seed in newest.values()],
+                instructions=None if self._instructions is None else self._instructions(rows),
             )
         except PlayserveError as error:
             self._trouble(error)
@@ -183,7 +190,7 @@ class EvaluatorStream:
                 if batch is None:
                     return
                 self._account(batch.env_ids.tolist())
-                self._deliver(batch.env_ids, batch.episode_ids, np.asarray(batch.actions))
+                self._deliver(batch.env_ids, batch.episode_ids, batch.actions)
                 self._gathering.answered(len(batch.env_ids))
             self._heard = time.monotonic()
             with self._lock:

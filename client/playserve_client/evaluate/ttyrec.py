@@ -66,7 +66,7 @@ def record_ttyrecs(settings: Settings, journal: Journal, count: int, progress: P
 
 def _play(env: Any, journal: Journal, result: Result) -> Path:
     """Play one episode again; return its file."""
-    actions = journal.actions(result).tolist()
+    actions = journal.actions(result)
     env.reset(seed=result.env_seed)
     score, ended, info = 0.0, False, {}
     for step, action in enumerate(actions):

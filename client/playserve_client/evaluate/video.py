@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from playserve.actions import Action, DesktopAction
 from playserve.errors import BadSettingError, DataLossError
 from playserve_client.envs.registry import make_env
 from playserve_client.evaluate.families.base import Progress, Recordings
@@ -142,16 +143,14 @@ def _make(env_choice: EnvChoice, stickiness: float | None, render: Mapping[str, 
         return make_env(env_choice.family, env_choice.game, **options)
 
 
-def _replay(
-    env: Any, env_seed: int, actions: Sequence[int] | NDArray[np.integer[Any]]
-) -> Iterator[tuple[NDArray[np.uint8] | None, float]]:
+def _replay(env: Any, env_seed: int, actions: Sequence[Action]) -> Iterator[tuple[NDArray[np.uint8] | None, float]]:
     """Play an episode again; yield (frame before the step, uint8 [H, W, 3] or None, reward). Closes `env`."""
-    first = int(getattr(env.action_space, "start", 0))
+    first = int(getattr(getattr(env, "action_space", None), "start", 0))
     try:
         env.reset(seed=env_seed)
         for step, action in enumerate(actions):
             frame = _render(env) if step < _MAX_STEPS and step % _STRIDE == 0 else None
-            _, reward, _, _, _ = env.step(int(action) + first)
+            _, reward, _, _, _ = env.step(action if isinstance(action, DesktopAction) else action + first)
             yield frame, float(reward)
     finally:
         env.close()

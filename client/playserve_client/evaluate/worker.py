@@ -21,9 +21,11 @@ from typing import Any
 
 import numpy as np
 
+from playserve.actions import Action, DesktopAction
 from playserve.errors import PlayserveError
 from playserve_client.envs.registry import make_env
 from playserve_client.evaluate import messages
+from playserve_client.evaluate.actions import pack_actions, packed_bytes
 from playserve_client.evaluate.families.base import AGENTS
 from playserve_client.evaluate.observations import EnvSpec, SharedRows
 from playserve_client.evaluate.plan import EnvChoice
@@ -64,7 +66,8 @@ class _Slot:
     player: Player | None = None
     steps: int = 0
     score: float = 0.0
-    actions: list[int] = field(default_factory=list)
+    instruction: str = ""
+    actions: list[Action] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
     step_s: float = 0.0
     started: float = 0.0
@@ -77,7 +80,7 @@ class _Worker:
         self._rows, self._first = int(config["rows"]), int(config["first_row"])
         self._actions_dir = Path(config["actions"]) if config["actions"] else None
         self._slots = {row: _Slot(row) for row in range(self._first, self._first + self._rows)}
-        self._runnable: deque[tuple[_Slot, int, int]] = deque()  # slot, tag, action (-1: ask the player)
+        self._runnable: deque[tuple[_Slot, int, Action]] = deque()  # slot, tag, action (-1: ask the player)
         self._ready: list[tuple[int, int]] = []
         self._new_steps = 0
         self._reported = time.perf_counter()
@@ -111,6 +114,9 @@ class _Worker:
             for row, tag, action in messages.array_of(message, 3).tolist():
                 self._runnable.append((self._slots[row], tag, action))
             return
+        if message[0] == messages.DESKTOP:
+            self._runnable.extend((self._slots[row], tag, action) for row, tag, action in messages.desktop_of(message))
+            return
         value = messages.json_of(message)
         if "attach" in value:
             self._shared = SharedRows.attach(value["attach"], self._spec, value["rows"])
@@ -123,7 +129,11 @@ class _Worker:
         slot.steps, slot.score, slot.actions, slot.rewards = 0, 0.0, [], []
         slot.started = time.perf_counter()
         self._make_env(slot, task["stickiness"])
-        observation, _ = slot.env.reset(seed=task["env_seed"])
+        observation, info = slot.env.reset(seed=task["env_seed"])
+        given, before = task.get("instruction"), slot.instruction
+        slot.instruction = str(info.get("instruction", "")) if given is None else given
+        if slot.instruction != before:
+            self._send({"instruction": {"row": slot.row, "text": slot.instruction}})
         if task["player"] in AGENTS:
             slot.player = None
             self._show(slot, observation)
@@ -144,14 +154,15 @@ class _Worker:
         if (cv2 := sys.modules.get("cv2")) is not None:
             cv2.setNumThreads(1)
 
-    def _step(self, slot: _Slot, action: int) -> None:
+    def _step(self, slot: _Slot, action: Action) -> None:
         begin = time.perf_counter()
         late = begin - self._reported > _REPORT_S or slot.step_s > _REPORT_S
         if self._ready and late:
             self._report()
         if slot.player is not None:
             action = slot.player.act(slot.env)
-        observation, reward, terminated, truncated, info = slot.env.step(action + self._spec.first_action)
+        played = action if isinstance(action, DesktopAction) else action + self._spec.first_action
+        observation, reward, terminated, truncated, info = slot.env.step(played)
         slot.steps += 1
         slot.score += float(reward)
         slot.actions.append(action)
@@ -185,11 +196,11 @@ class _Worker:
 
     def _finish(self, slot: _Slot, terminated: bool, truncated: bool, info: Mapping[str, Any]) -> None:
         self._report()
-        actions = np.array(slot.actions, np.int16 if self._spec.num_actions <= 1 << 15 else np.int32)
+        actions = pack_actions(slot.actions, self._spec.num_actions)
         rewards = np.array(slot.rewards, np.float64)
         if self._actions_dir is not None:
             _write_actions(self._actions_dir / slot.task["path"], actions, rewards)
-        digest = hashlib.sha256(actions.tobytes() + rewards.tobytes()).hexdigest()[:16]
+        digest = hashlib.sha256(packed_bytes(actions) + rewards.tobytes()).hexdigest()[:16]
         self._send({
             "finished": {
                 "row": slot.row,
@@ -200,7 +211,7 @@ class _Worker:
                 "truncated": truncated,
                 "digest": digest,
                 "seconds": round(time.perf_counter() - slot.started, 3),
-                "facts": _facts(info),
+                "facts": {**({"instruction": slot.instruction} if slot.instruction else {}), **_facts(info)},
             }
         })  # fmt: skip
         slot.tag = 0
@@ -218,10 +229,10 @@ def _facts(info: Mapping[str, Any]) -> dict[str, Any]:
     return facts
 
 
-def _write_actions(path: Path, actions: Any, rewards: Any) -> None:
+def _write_actions(path: Path, actions: Mapping[str, Any], rewards: Any) -> None:
     """Write the episode's actions, atomically: with the seed they are the episode."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with open(temporary, "wb") as file:
-        np.savez_compressed(file, executed=actions, reward=rewards)
+        np.savez_compressed(file, **actions, reward=rewards)
     os.replace(temporary, path)

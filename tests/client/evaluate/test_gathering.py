@@ -72,7 +72,7 @@ class _Rollout:
     def listen(self, on_change) -> None:
         self._on_change = on_change
 
-    def send(self, rows, tags, inputs, seeds) -> None:
+    def send(self, rows, tags, inputs, seeds, instructions=None) -> None:
         self.sent.append(list(rows))
 
     def answer(self, *rows: int) -> None:
