@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -11,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from playserve.errors import BadSettingError, DataLossError, StateError
 from playserve_trainer.recipes import Recipe, atari, nethack
-from playserve_trainer.train.config import OPTIMIZERS, PRECISIONS, SCHEDULES, TrainConfig
+from playserve_trainer.train.config import OPTIMIZERS, PARALLEL, PRECISIONS, SCHEDULES, TrainConfig
 
 if TYPE_CHECKING:
     from playserve_trainer.train.loop import Trainer
+    from playserve_trainer.train.parallel import Group
 
 __all__ = ["SUMMARY", "configure", "run"]
 
@@ -28,7 +30,8 @@ _NO_SETTINGS = ("command", "family", "publish", "resume", "run", "store")
 
 _FLAGS: Mapping[str, tuple[type, str]] = {
     "seed": (int, "of the initial weights and the order of the data"),
-    "batch_size": (int, "sequences in a batch"),
+    "batch_size": (int, "sequences in the batch of a step, over all processes and passes"),
+    "accumulate": (int, "passes of a step; each takes its share of the batch"),
     "sequence_length": (int, "steps of a sequence"),
     "lr": (float, "highest learning rate"),
     "weight_decay": (float, "of matrices and kernels"),
@@ -37,6 +40,7 @@ _FLAGS: Mapping[str, tuple[type, str]] = {
     "clip_norm": (float, "largest norm of the gradient; 0: no clipping"),
     "warmup_steps": (int, "steps of linear warm-up"),
     "final_lr_fraction": (float, "what a cosine ends at, as a share of lr"),
+    "ema_decay": (float, "what a moving average of the weights keeps at each step; 0: no average"),
     "max_steps": (int, "stop after so many steps"),
     "max_samples": (int, "stop after so many samples"),
     "max_flops": (float, "stop after so many training FLOPs, such as 1e14"),
@@ -70,6 +74,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
             family.add_argument(
                 f"--{flag.replace('_', '-')}", type=kind, default=argparse.SUPPRESS, help=text + shown, metavar="N"
             )
+        family.add_argument(
+            "--init-from", default=argparse.SUPPRESS, metavar="DIR", help="checkpoint whose weights the run begins with"
+        )
+        family.add_argument(
+            "--freeze", default=argparse.SUPPRESS, metavar="PREFIXES",
+            help="parameters that are not trained: prefixes of their names, separated by commas",
+        )  # fmt: skip
+        family.add_argument(
+            "--parallel", choices=PARALLEL, default=argparse.SUPPRESS, help="how torchrun's processes share the policy"
+        )
         family.add_argument("--optimizer", choices=OPTIMIZERS, default=argparse.SUPPRESS)
         family.add_argument("--schedule", choices=SCHEDULES, default=argparse.SUPPRESS)
         family.add_argument("--precision", choices=PRECISIONS, default=argparse.SUPPRESS)
@@ -129,6 +143,8 @@ def _resumed_config(recipe: Recipe, out: Path, given: Mapping[str, Any]) -> Trai
     wanted = {name: translated[name] for name in ("task", *given) if name in translated}
     if model := {flag: given[flag] for flag in recipe.MODEL_FLAGS if flag in given}:
         wanted["model"] = {**before.model, **model}
+    if options := {flag: translated["options"][flag] for flag in _option_flags(recipe) if flag in given}:
+        wanted["options"] = {**before.options, **options}
     if any(name.startswith("max_") for name in given):
         # A new limit replaces the old one, instead of standing beside it.
         wanted = {"max_steps": None, "max_samples": None, "max_flops": None, "max_minutes": None, **wanted}
@@ -137,34 +153,57 @@ def _resumed_config(recipe: Recipe, out: Path, given: Mapping[str, Any]) -> Trai
     return config
 
 
+def _option_flags(recipe: Recipe) -> tuple[str, ...]:
+    return getattr(recipe, "OPTION_FLAGS", ())
+
+
 def _train(recipe: Recipe, config: TrainConfig, args: argparse.Namespace) -> int:
+    from playserve_trainer.train.parallel import processes
+
+    with processes() as group:
+        return _train_in(group, recipe, config, args)
+
+
+def _train_in(group: Group, recipe: Recipe, config: TrainConfig, args: argparse.Namespace) -> int:
+    """Train as one process of a group; the main one alone writes and prints."""
     from playserve_trainer.train import finish
     from playserve_trainer.train.loop import Trainer
-    from playserve_trainer.train.progress import ProgressBar
+    from playserve_trainer.train.progress import ProgressBar, Silent
+    from playserve_trainer.train.start import begin_from
     from playserve_trainer.train.stop import StopRequest
 
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
-    with ProgressBar(f"{config.family} {config.task}") as bar, StopRequest() as stop:
-        prepared = recipe.prepare(config, bar.reading)
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(StopRequest())
+        bar = stack.enter_context(ProgressBar(f"{config.family} {config.task}")) if group.is_main else None
+        with group.main_first():
+            prepared = recipe.prepare(config, bar.reading if bar else None)
+            if config.init_from and not args.resume:
+                begin_from(prepared.policy, config.init_from)
         trainer = Trainer(
             config,
             prepared.policy,
             prepared.source,
             prepared.held_out,
             data_digest=prepared.report.digest,
-            reporter=bar,
+            reporter=bar or Silent(),
             should_stop=stop,
+            group=group,
+            scores=prepared.scores,
         )
         if args.resume:
             trainer.resume()
-        finish.write_json(out / _CONFIG_NAME, config.to_json())
+        if group.is_main:
+            finish.write_json(out / _CONFIG_NAME, config.to_json())
         finished = trainer.run()
     manifest, published = None, None
     if finished:
         manifest = finish.write_checkpoint(trainer, out / finish.CHECKPOINT_NAME)
-        if args.publish:
-            published = finish.publish(args.store, args.publish, out / finish.CHECKPOINT_NAME)
+    if not group.is_main:
+        return 0 if finished else 128 + (stop.signum or 0)
+    if finished and args.publish:
+        published = finish.publish(args.store, args.publish, out / finish.CHECKPOINT_NAME)
     _report(trainer, finish.write_summary(trainer, prepared.report, manifest, published, prepared.baselines))
     return 0 if finished else 128 + (stop.signum or 0)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from playserve_trainer.train.config import TrainConfig
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from playserve_trainer.data.batches import BatchSource
     from playserve_trainer.data.episodes import DataReport
     from playserve_trainer.models.policy import Policy
+    from playserve_trainer.train.evaluate import Scores
 
 __all__ = ["Baseline", "Prepared", "Recipe"]
 
@@ -30,12 +31,14 @@ class Baseline:
         loss: Nats a label.
         accuracy: Share of labels that the likeliest action hits.
         labels: How many labels there were.
+        scores: What else the family measures, by name.
     """
 
     name: str
     loss: float
     accuracy: float
     labels: int
+    scores: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +51,7 @@ class Prepared:
         held_out: Batches to evaluate on; None if nothing is held out.
         report: What was read.
         baselines: What the held-out loss is to be compared with.
+        scores: What an evaluation measures beside loss and accuracy, or None.
     """
 
     policy: Policy
@@ -55,10 +59,11 @@ class Prepared:
     held_out: BatchSource | None
     report: DataReport
     baselines: tuple[Baseline, ...] = ()
+    scores: Scores | None = None
 
 
 class Recipe(Protocol):
-    """What a recipe's module holds."""
+    """What a recipe's module holds; OPTION_FLAGS, flags that become entries of the setting `options`, may be absent."""
 
     SUMMARY: str
     #: The flag that becomes the setting `task`.

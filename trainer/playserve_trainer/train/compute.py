@@ -45,9 +45,15 @@ def resolve_precision(name: str, device: torch.device) -> str:
     return name
 
 
-def set_threads(threads: int) -> int:
-    """Set torch's CPU threads of this process (0: one for each core that it may use); return their number."""
-    threads = threads or len(os.sched_getaffinity(0))
+def set_threads(threads: int, processes: int = 1) -> int:
+    """Set torch's CPU threads of this process; return their number.
+
+    Args:
+        threads: How many; 0: one for each core that the process may use.
+        processes: Processes of the run, which share the cores of each machine.
+    """
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes)) if processes > 1 else 1
+    threads = threads or max(1, len(os.sched_getaffinity(0)) // here)
     torch.set_num_threads(threads)
     return threads
 

@@ -14,18 +14,19 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from playserve.errors import BadSettingError
 
-__all__ = ["OPTIMIZERS", "PRECISIONS", "SCHEDULES", "TrainConfig"]
+__all__ = ["OPTIMIZERS", "PARALLEL", "PRECISIONS", "SCHEDULES", "TrainConfig"]
 
 OPTIMIZERS = ("adamw", "adam")
 SCHEDULES = ("cosine", "constant")
 PRECISIONS = ("auto", "fp32", "bf16")
+PARALLEL = ("auto", "none", "ddp", "fsdp")
 
 # What a resumed run may set anew: where it runs, when it stops, how it reports. Everything else decides the weights.
 _FREE_ON_RESUME = frozenset(
     {
         "data", "out", "device", "threads", "compile", "max_steps", "max_samples", "max_flops", "max_minutes",
         "eval_samples", "eval_every_steps", "log_every_steps", "save_every_s", "save_every_steps", "prefetch",
-        "memory_limit_mib",
+        "memory_limit_mib", "parallel",
     }
 )  # fmt: skip
 
@@ -40,8 +41,12 @@ class TrainConfig:
         data: Directory of the recorded episodes.
         out: Directory of the run: config.json, metrics.jsonl, state.safetensors, summary.json, checkpoint/.
         model: Settings of the family's model config that are chosen freely, such as {"width": 34}.
+        options: Settings that only this family's recipe knows, such as how its data are augmented.
+        init_from: Folder of a checkpoint whose weights the run begins with; "": fresh ones.
+        freeze: Parameters that are not trained: prefixes of their names, separated by commas; "": none.
         seed: Of the initial weights and of the order of the data.
-        batch_size: Sequences in a batch (B).
+        batch_size: Sequences in the batch of one optimizer step (B), over all processes and passes.
+        accumulate: Passes of a step: each takes its share of the batch's rows, and their gradients add up.
         sequence_length: Steps of a sequence (T); 1 for memoryless policies.
         optimizer: "adamw" or "adam".
         lr: Highest learning rate.
@@ -53,6 +58,8 @@ class TrainConfig:
         schedule: Afterwards: "cosine" towards the end of the run, or "constant". With max_minutes a cosine follows the
             clock, so that two runs differ; under the other limits a run is a function of its settings.
         final_lr_fraction: What a cosine ends at, as a share of `lr`.
+        ema_decay: Share that a moving average of the weights keeps at each step; the average is then what is evaluated
+            and published. 0: no average.
         max_steps: Stop after this many optimizer steps.
         max_samples: Stop after this many samples (D).
         max_flops: Stop after this many training FLOPs, counted layer by layer.
@@ -62,6 +69,8 @@ class TrainConfig:
         device: torch device, or "auto": cuda if there is one.
         threads: CPU threads; 0: one for each core.
         compile: Whether the forward pass goes through torch.compile.
+        parallel: How the policy is spread over the processes that torchrun started: "ddp" (a copy each) or "fsdp"
+            (sharded, FSDP2); "auto": "ddp" if there are several.
         held_out: Share of the episodes that is held out, by a hash of their seeds.
         eval_samples: About how many held-out samples an evaluation takes.
         eval_every_steps: Steps between evaluations; 0: only at the end.
@@ -69,7 +78,7 @@ class TrainConfig:
         save_every_s: Seconds between saves of the whole state; 0: not by time.
         save_every_steps: Steps between saves of the whole state; 0: not by steps.
         prefetch: Batches made ahead.
-        memory_limit_mib: Decoded frames beyond this go to a scratch file instead of memory.
+        memory_limit_mib: Decoded frames beyond this go to a scratch file instead of memory, or are decoded anew.
     """
 
     family: str
@@ -77,8 +86,12 @@ class TrainConfig:
     data: str
     out: str
     model: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    init_from: str = ""
+    freeze: str = ""
     seed: int = 0
     batch_size: int = 128
+    accumulate: int = 1
     sequence_length: int = 1
     optimizer: str = "adamw"
     lr: float = 1e-3
@@ -89,6 +102,7 @@ class TrainConfig:
     warmup_steps: int = 50
     schedule: str = "cosine"
     final_lr_fraction: float = 0.0
+    ema_decay: float = 0.0
     max_steps: int | None = None
     max_samples: int | None = None
     max_flops: int | None = None
@@ -97,6 +111,7 @@ class TrainConfig:
     device: str = "auto"
     threads: int = 0
     compile: bool = False
+    parallel: str = "auto"
     held_out: float = 0.1
     eval_samples: int = 2048
     eval_every_steps: int = 250
@@ -110,7 +125,8 @@ class TrainConfig:
         hints = get_type_hints(TrainConfig)
         for name in hints:
             _check_type(name, getattr(self, name), hints[name])
-        for name, choices in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("precision", PRECISIONS)):
+        named = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "precision": PRECISIONS, "parallel": PARALLEL}
+        for name, choices in named.items():
             if getattr(self, name) not in choices:
                 raise BadSettingError(f"{name} is one of {', '.join(choices)}, not {getattr(self, name)!r}")
         self._check_ranges()
@@ -121,7 +137,7 @@ class TrainConfig:
         at_least: dict[str, float] = {
             "batch_size": 1, "sequence_length": 1, "log_every_steps": 1, "prefetch": 1, "memory_limit_mib": 1,
             "seed": 0, "weight_decay": 0, "clip_norm": 0, "warmup_steps": 0, "threads": 0, "eval_samples": 1,
-            "eval_every_steps": 0, "save_every_s": 0, "save_every_steps": 0,
+            "eval_every_steps": 0, "save_every_s": 0, "save_every_steps": 0, "accumulate": 1,
         }  # fmt: skip
         for name, least in at_least.items():
             if not getattr(self, name) >= least:
@@ -130,17 +146,22 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise BadSettingError(f"{name} is above 0, not {value}")
-        for name in ("beta1", "beta2", "held_out"):
+        for name in ("beta1", "beta2", "held_out", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise BadSettingError(f"{name} is at least 0 and below 1, not {getattr(self, name)}")
         if not 0 <= self.final_lr_fraction <= 1:
             raise BadSettingError(f"final_lr_fraction is between 0 and 1, not {self.final_lr_fraction}")
         if self.final_lr_fraction and self.schedule == "constant":
             raise BadSettingError("final_lr_fraction has no effect under the constant schedule: leave one of them out")
+        if self.batch_size % self.accumulate:
+            raise BadSettingError(f"batch_size ({self.batch_size}) is a multiple of accumulate, not {self.accumulate}")
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object with every setting."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)} | {"model": dict(self.model)}
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)} | {
+            "model": dict(self.model),
+            "options": dict(self.options),
+        }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> TrainConfig:

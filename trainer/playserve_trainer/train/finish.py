@@ -44,20 +44,26 @@ def code_version() -> str:
     return f"{base}+g{commit}"
 
 
-def write_checkpoint(trainer: Trainer, directory: Path) -> Manifest:
-    """Write the policy as it is now, and all that is known of it; an older checkpoint there is replaced."""
+def write_checkpoint(trainer: Trainer, directory: Path) -> Manifest | None:
+    """Write the policy as it is now, and all that is known of it; an older checkpoint there is replaced.
+
+    All processes of a run must call it; the main one writes, the others get None.
+    """
     evaluation = trainer.last_evaluation or trainer.evaluate()
-    metrics = {"loss": evaluation.loss, "accuracy": evaluation.accuracy} if evaluation else {}
-    manifest = Manifest.describe(
-        trainer.policy,
-        samples_seen=trainer.samples,
-        flops=trainer.flops,
-        data_digest=trainer.data_digest,
-        code_version=code_version(),
-        seed=trainer.config.seed,
-        metrics=metrics,
-    )
-    return checkpoint.save(directory, trainer.policy, manifest, overwrite=True)
+    metrics = {"loss": evaluation.loss, "accuracy": evaluation.accuracy, **evaluation.scores} if evaluation else {}
+    with trainer.published_policy() as policy:
+        if policy is None:
+            return None
+        manifest = Manifest.describe(
+            policy,
+            samples_seen=trainer.samples,
+            flops=trainer.flops,
+            data_digest=trainer.data_digest,
+            code_version=code_version(),
+            seed=trainer.config.seed,
+            metrics=metrics,
+        )
+        return checkpoint.save(directory, policy, manifest, overwrite=True)
 
 
 def write_summary(
@@ -74,7 +80,7 @@ def write_summary(
         "family": trainer.config.family,
         "task": trainer.config.task,
         "steps": trainer.step,
-        "num_params": trainer.policy.num_params(),
+        "num_params": trainer.num_params,
         "samples_seen": trainer.samples,
         "epochs": trainer.samples / report.samples,
         "flops": trainer.flops,
@@ -84,7 +90,12 @@ def write_summary(
         "elapsed_s": elapsed_s,
         "samples_per_s": trainer.samples / elapsed_s if elapsed_s else None,
         "data_wait_fraction": trainer.data_wait_s / trainer.loop_s if trainer.loop_s else None,
-        "held_out": {"loss": evaluation.loss, "accuracy": evaluation.accuracy, "labels": evaluation.labels}
+        "held_out": {
+            "loss": evaluation.loss,
+            "accuracy": evaluation.accuracy,
+            "labels": evaluation.labels,
+            **evaluation.scores,
+        }
         if evaluation
         else None,
         "baselines": [dataclasses.asdict(baseline) for baseline in baselines],
@@ -92,6 +103,7 @@ def write_summary(
         "device": str(trainer.device),
         "precision": trainer.precision,
         "threads": trainer.threads,
+        "processes": trainer.group.size,
         "data": report.to_json(),
         "checkpoint": str(trainer.out / CHECKPOINT_NAME) if manifest else None,
         "published": published,

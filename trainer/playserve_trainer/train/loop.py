@@ -5,45 +5,35 @@ It knows neither families nor files of data. Shape legend: B rows, T steps, H he
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from playserve_trainer.data.batches import IGNORED_LABEL, Batch, BatchSource
+from playserve.errors import BadSettingError
+from playserve_trainer.data.batches import Batch, BatchSource
 from playserve_trainer.data.prefetch import Prefetcher
 from playserve_trainer.flops import count_flops, flops_6nd
-from playserve_trainer.models.policy import ForwardOutput, Policy
-from playserve_trainer.train.compute import autocast, resolve_device, resolve_precision, set_threads, synchronize
+from playserve_trainer.models.policy import LabelCounts, Policy
+from playserve_trainer.train.compute import resolve_device, resolve_precision, set_threads, synchronize
 from playserve_trainer.train.config import TrainConfig
+from playserve_trainer.train.ema import MovingAverage
 from playserve_trainer.train.errors import DataChangedError, TrainingDivergedError
-from playserve_trainer.train.metrics import METRICS_NAME, Means, MeanValues, MetricsLog, score_labels
-from playserve_trainer.train.optimize import learning_rate, make_optimizer
+from playserve_trainer.train.evaluate import Evaluation, Scores, evaluate, evaluation_batches
+from playserve_trainer.train.metrics import METRICS_NAME, Means, MeanValues, MetricsLog, NoLog
+from playserve_trainer.train.optimize import freeze, learning_rate, make_optimizer
+from playserve_trainer.train.parallel import Forward, Group, full, local_device, spread, whole_policy
+from playserve_trainer.train.passes import Parts, count_labels, run_pass
 from playserve_trainer.train.progress import Reporter, Silent, Status
 from playserve_trainer.train.state import TrainState, capture, read_state, restore, write_state
 from playserve_trainer.train.stop import fraction_done
 
 __all__ = ["Evaluation", "Trainer"]
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """Means over held-out data.
-
-    Attributes:
-        loss: Nats a label.
-        accuracy: Share of labels that the likeliest action hits.
-        labels: How many labels were asked for.
-    """
-
-    loss: float
-    accuracy: float
-    labels: int
 
 
 class Trainer:
@@ -60,6 +50,8 @@ class Trainer:
         data_digest: Digest of the data behind the sources.
         reporter: Is told how far the run is.
         should_stop: Asked between steps; True saves the state and ends :meth:`run`.
+        group: The processes of the run, each of which has a trainer like this one.
+        scores: What an evaluation measures beside loss and accuracy.
     """
 
     def __init__(
@@ -72,22 +64,32 @@ class Trainer:
         data_digest: str = "",
         reporter: Reporter | None = None,
         should_stop: Callable[[], bool] = lambda: False,
+        group: Group | None = None,
+        scores: Scores | None = None,
     ) -> None:
         self.config = config
+        self.group = group = group or Group()
         self.out = Path(config.out)
-        self.device = resolve_device(config.device)
+        self.device = local_device(resolve_device(config.device))
         self.precision = resolve_precision(config.precision, self.device)
-        self.threads = set_threads(config.threads)
+        self.threads = set_threads(config.threads, group.size)
         self.flops_per_sample = count_flops(policy, config.sequence_length).training
+        self.num_params = policy.num_params()
         self.policy = policy.to(device=self.device)
-        self.policy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # kernels only
+        if config.parallel != "fsdp":  # which wants its tensors contiguous
+            self.policy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # kernels only
         self.last_evaluation: Evaluation | None = None
         self.data_wait_s = 0.0
         self.loop_s = 0.0
-        self._forward: Callable[..., ForwardOutput] = torch.compile(policy) if config.compile else policy
-        self._source = source
+        self._source = _divisible(source, config.accumulate * group.size)
+        self._frozen = freeze(policy, config.freeze)
+        self._forward: Forward = torch.compile(policy) if config.compile else policy
+        self._twin = copy.deepcopy(policy).to("meta") if config.parallel == "fsdp" else None
+        self._train_forward, self._before_pass = spread(policy, self._forward, config.parallel, group)
         self._held_out = held_out
+        self._scores = scores
         self._optimizer = make_optimizer(policy, config)
+        self._average = MovingAverage(policy, config.ema_decay) if config.ema_decay else None
         self._memory: Mapping[str, Tensor] = {}
         self._means = Means(self.device)
         self._norm = torch.zeros((), device=self.device)
@@ -115,7 +117,7 @@ class Trainer:
     @property
     def flops_6nd(self) -> int:
         """6ND so far."""
-        return flops_6nd(self.policy.num_params(), self._state.samples)
+        return flops_6nd(self.num_params, self._state.samples)
 
     @property
     def data_digest(self) -> str:
@@ -149,7 +151,7 @@ class Trainer:
                 f"the run began on data with the digest {state.data_digest[:16]}, now it is "
                 f"{self._state.data_digest[:16]}: give it the same episodes, or begin a new run"
             )
-        self._memory = restore(tensors, self.policy, self._optimizer, self.device)
+        self._memory = restore(tensors, self.policy, self._optimizer, self.device, self._average, self.group)
         state.config = self.config.to_json()
         self._state = state
         self._resumed = True
@@ -160,27 +162,24 @@ class Trainer:
         Raises:
             TrainingDivergedError: The loss is not finite; the last saved state is from before that.
         """
-        config, state = self.config, self._state
+        config, state, group = self.config, self._state, self.group
         self._began = time.monotonic() - state.elapsed_s
         last_save = last_log = time.monotonic()
         log_at_samples, waited = state.samples, 0.0
-        self.policy.train()
-        pin = self.device.type == "cuda"
+        self._train_mode()
         if not self._resumed:
+            if group.rank:  # processes drop out different things
+                torch.manual_seed(config.seed + group.rank * 1_000_003)
             self.save_state()  # from now on there is something to resume
-        resume_at = state.step if self._resumed else None
-        with (
-            MetricsLog(self.out / METRICS_NAME, resume_at) as log,
-            Prefetcher(self._source, start=state.step, depth=config.prefetch, pin=pin) as batches,
-        ):
+        with self._open_log() as log, self._open_batches() as batches:
             began_loop = time.monotonic()
-            while self._fraction() < 1 and not self._should_stop():
-                rate = self._train_step(batches.next())
+            while self._fraction() < 1 and not any(group.most(self._should_stop())):
+                rate = self._train_step([batches.next() for _ in range(config.accumulate)])
                 now = time.monotonic()
-                state.elapsed_s = now - self._began
+                (state.elapsed_s,) = group.most(now - self._began)
                 done = self._fraction() >= 1
                 if done or state.step % config.log_every_steps == 0:
-                    values = self._means.take()
+                    values = self._means.take(group)
                     speed = (state.samples - log_at_samples) / (now - last_log)
                     wait = (batches.waited_s - waited) / (now - last_log)
                     self._log(log, values, rate, speed, wait)
@@ -188,7 +187,7 @@ class Trainer:
                 if done or (config.eval_every_steps and state.step % config.eval_every_steps == 0):
                     self._evaluate_and_log(log)
                     last_log += time.monotonic() - now
-                if self._save_is_due(time.monotonic() - last_save):
+                if self._save_is_due(*group.most(time.monotonic() - last_save)):
                     log.sync()
                     self.save_state()
                     last_save = time.monotonic()
@@ -204,60 +203,93 @@ class Trainer:
         """Return the means over about `eval_samples` held-out samples, always the same; None without held-out data."""
         if self._held_out is None:
             return None
-        source, means = self._held_out, Means(self.device)
-        batch_samples = source.batch_size * source.sequence_length
-        count = max(1, math.ceil(min(self.config.eval_samples, source.num_samples) / batch_samples))
-        memory: Mapping[str, Tensor] = {}
         self.policy.eval()
-        with torch.no_grad(), Prefetcher(source, depth=self.config.prefetch) as batches:
-            for _ in range(count):
-                loss, hits, labels, memory = self._loss(batches.next().to(self.device), memory)
-                memory = memory if source.carries_state else {}
-                means.add(loss, hits, labels)
-            values = means.take()
-        self.policy.train()
-        return None if values is None else Evaluation(values.loss, values.accuracy, values.labels)
+        with self._published_weights():
+            evaluation = evaluate(
+                self._forward,
+                self.policy,
+                self._held_out,
+                batches=evaluation_batches(self._held_out, self.config.eval_samples),
+                precision=self.precision,
+                prefetch=self.config.prefetch,
+                group=self.group,
+                scores=self._scores,
+            )
+        self._train_mode()
+        return evaluation
+
+    @contextlib.contextmanager
+    def published_policy(self) -> Iterator[Policy | None]:
+        """Give the policy with the weights that are published; all processes must ask, the main one alone gets it."""
+        with self._published_weights():
+            policy = whole_policy(self.policy, self._twin)
+            yield policy if self.group.is_main else None
+
+    def _published_weights(self) -> contextlib.AbstractContextManager[None]:
+        """Have the policy hold what is evaluated and published: the moving average, if the run keeps one."""
+        return self._average.applied() if self._average else contextlib.nullcontext()
 
     def save_state(self) -> None:
         """Write everything that :meth:`resume` needs to `config.out`, atomically."""
-        write_state(self.out, self._state, capture(self.policy, self._optimizer, self._memory, self.device))
+        tensors = capture(self.policy, self._optimizer, self._memory, self.device, self._average, self.group)
+        if self.group.is_main:
+            write_state(self.out, self._state, tensors)
 
-    def _train_step(self, batch: Batch) -> float:
-        """Learn from one batch; return the learning rate."""
+    def _open_log(self) -> MetricsLog:
+        resume_at = self._state.step if self._resumed else None
+        return MetricsLog(self.out / METRICS_NAME, resume_at) if self.group.is_main else NoLog()
+
+    def _open_batches(self) -> Prefetcher:
+        passes, pin = self.config.accumulate, self.device.type == "cuda"
+        parts = Parts(self._source, self.group, passes)
+        return Prefetcher(parts, start=self._state.step * passes, depth=self.config.prefetch, pin=pin)
+
+    def _train_mode(self) -> None:
+        self.policy.train()
+        for module in self._frozen:
+            module.eval()  # batch statistics are frozen, too
+
+    def _train_step(self, parts: Sequence[Batch]) -> float:
+        """Learn from one batch, in parts; return the learning rate."""
         rate = learning_rate(self.config, self._state.step, self._fraction())
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        loss, hits, labels, memory = self._loss(batch.to(self.device), self._memory)
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        counts, samples = count_labels(parts, self.group, self.device)
+        loss = self._passes(parts, counts)
         clip = self.config.clip_norm or math.inf
-        self._norm = nn.utils.clip_grad_norm_(self.policy.parameters(), clip)
+        self._norm = full(nn.utils.clip_grad_norm_(self.policy.parameters(), clip))
         if self.device.type == "cpu":
-            self._raise_unless_finite(loss.item(), self._state.step + 1)
+            # Of several processes one alone sees its loss, but all see the norm.
+            self._raise_unless_finite(loss.item() if self.group.size == 1 else self._norm.item(), self._state.step + 1)
         self._optimizer.step()
-        if self._source.carries_state:
-            self._memory = {name: tensor.detach() for name, tensor in memory.items()}
-        self._means.add(loss, hits, labels)
         self._state.step += 1
-        self._state.samples += batch.samples
+        self._state.samples += samples
+        if self._average is not None:
+            self._average.update(self._state.step)
         return rate
 
-    def _loss(self, batch: Batch, memory: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Mapping[str, Tensor]]:
-        """Return mean cross-entropy (summed over heads), hits, labels, and the memory afterwards."""
-        with autocast(self.device, self.precision):
-            output = self._forward(batch.inputs, batch.executed_BTH, batch.first_BT, memory or None)
-        total = torch.zeros((), device=self.device)
-        hits = torch.zeros((), dtype=torch.int64, device=self.device)
-        known = torch.zeros((), dtype=torch.int64, device=self.device)
-        for head, logits_BTA in enumerate(output.logits):
-            logits_MA = logits_BTA.flatten(0, 1).float()
-            labels_M = batch.labels_BTH[..., head].flatten()
-            head_hits, head_known = score_labels(logits_MA, labels_M)
-            summed = F.cross_entropy(logits_MA, labels_M, ignore_index=IGNORED_LABEL, reduction="sum")
-            # A batch without a label gives no gradient, not 0 / 0.
-            total = total + summed / head_known.clamp(min=1)
-            hits, known = hits + head_hits, known + head_known
-        return total, hits, known, output.state
+    def _passes(self, parts: Sequence[Batch], counts: LabelCounts) -> Tensor:
+        """Leave the gradients of the parts' losses in the parameters, and the memory behind them; return the loss."""
+        loss, after = torch.zeros((), device=self.device), []
+        weight, first = counts.labels_H.sum(), 0
+        for number, part in enumerate(parts):
+            rows = slice(first, first + len(part.first_BT))
+            memory = self._memory if len(parts) == 1 else {name: of[rows] for name, of in self._memory.items()}
+            self._before_pass(number == len(parts) - 1)
+            done = run_pass(self._train_forward, self.policy, part.to(self.device), memory, counts, self.precision)
+            # Gradients are averaged over the processes where they are exchanged; what is wanted is their sum.
+            scaled = done.loss * self.group.size if self.group.size > 1 else done.loss
+            scaled.backward()  # type: ignore[no-untyped-call]
+            self._means.add(done.loss, done.hits, done.labels, weight)
+            loss, first = loss + done.loss.detach(), rows.stop
+            after.append(done.output.state)
+        if self._source.carries_state:
+            self._memory = {
+                name: torch.cat([state[name].detach() for state in after]) if len(after) > 1 else tensor.detach()
+                for name, tensor in after[0].items()
+            }
+        return loss
 
     def _fraction(self) -> float:
         state = self._state
@@ -313,7 +345,7 @@ class Trainer:
 
     def _evaluate_and_log(self, log: MetricsLog) -> None:
         evaluation, state = self.evaluate(), self._state
-        state.elapsed_s = time.monotonic() - self._began
+        (state.elapsed_s,) = self.group.most(time.monotonic() - self._began)
         if evaluation is None:
             return
         self.last_evaluation = evaluation
@@ -322,4 +354,13 @@ class Trainer:
         log.write(
             kind="eval", step=state.step, samples=state.samples, flops=self.flops, elapsed_s=round(state.elapsed_s, 3),
             held_out_loss=evaluation.loss, held_out_accuracy=evaluation.accuracy, labels=evaluation.labels,
+            **evaluation.scores,
         )  # fmt: skip
+
+
+def _divisible(source: BatchSource, parts: int) -> BatchSource:
+    if source.batch_size % parts:
+        raise BadSettingError(
+            f"batch_size ({source.batch_size}) is a multiple of processes times accumulate ({parts}), which it is not"
+        )
+    return source

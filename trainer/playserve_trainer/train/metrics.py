@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from playserve_trainer.data.batches import IGNORED_LABEL
+from playserve_trainer.train.parallel import Group
 
-__all__ = ["METRICS_NAME", "Means", "MetricsLog", "score_labels"]
+__all__ = ["METRICS_NAME", "MeanValues", "Means", "MetricsLog", "NoLog", "score_labels"]
 
 METRICS_NAME = "metrics.jsonl"
 
@@ -47,13 +48,13 @@ class Means:
     def __init__(self, device: torch.device) -> None:
         self._sums = torch.zeros(3, dtype=torch.float64, device=device)
 
-    def add(self, loss: Tensor, hits: Tensor, labels: Tensor) -> None:
-        """Add a batch with its mean loss."""
-        self._sums += torch.stack([loss.detach().double() * labels, hits.double(), labels.double()])
+    def add(self, loss: Tensor, hits: Tensor, labels: Tensor, weight: Tensor) -> None:
+        """Add a part of a batch: its share of the loss, its hits and labels, and the labels of the whole batch."""
+        self._sums += torch.stack([loss.detach().double() * weight, hits.double(), labels.double()])
 
-    def take(self) -> MeanValues | None:
-        """Return the means and begin anew; None if there was no label."""
-        loss, hits, labels = self._sums.tolist()
+    def take(self, group: Group | None = None) -> MeanValues | None:
+        """Return the means over all processes and begin anew; None if there was no label."""
+        loss, hits, labels = (group or Group()).sum(self._sums).tolist()
         self._sums.zero_()
         return MeanValues(loss / labels, hits / labels, int(labels)) if labels else None
 
@@ -89,6 +90,24 @@ class MetricsLog:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+
+
+class NoLog(MetricsLog):
+    """Writes nothing: the log of every process but the main one."""
+
+    def __init__(self) -> None:
+        pass
+
+    def write(self, **values: Any) -> None:
+        """Do nothing."""
+
+    def sync(self) -> None:
+        """Do nothing."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
 
 
 def _lines_until(path: Path, step: int) -> list[str]:

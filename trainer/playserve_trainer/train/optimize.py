@@ -1,4 +1,4 @@
-"""The optimizer and its learning rate."""
+"""The optimizer, its learning rate, and what it leaves alone."""
 
 from __future__ import annotations
 
@@ -7,9 +7,34 @@ import math
 import torch
 from torch import nn
 
+from playserve.errors import BadSettingError
 from playserve_trainer.train.config import TrainConfig
 
-__all__ = ["learning_rate", "make_optimizer"]
+__all__ = ["freeze", "learning_rate", "make_optimizer"]
+
+
+def freeze(policy: nn.Module, prefixes: str) -> list[nn.Module]:
+    """Freeze the parameters whose names begin with a prefix; return the modules that hold nothing else.
+
+    Args:
+        policy: Whose parameters.
+        prefixes: Separated by commas; "": nothing is frozen.
+
+    Raises:
+        BadSettingError: A prefix fits no parameter, or nothing is left to train.
+    """
+    wanted = tuple(filter(None, (prefix.strip() for prefix in prefixes.split(","))))
+    if not wanted:
+        return []
+    parameters = dict(policy.named_parameters())
+    if unfit := [prefix for prefix in wanted if not any(name.startswith(prefix) for name in parameters)]:
+        first = sorted({name.split(".")[0] for name in parameters})
+        raise BadSettingError(f"freeze: {unfit} begin no parameter's name; names begin with {', '.join(first)}")
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(parameter.requires_grad and not name.startswith(wanted))
+    if not any(parameter.requires_grad for parameter in parameters.values()):
+        raise BadSettingError(f"freeze: {', '.join(wanted)} leave nothing to train")
+    return [module for name, module in policy.named_modules() if name and f"{name}.".startswith(wanted)]
 
 
 def make_optimizer(policy: nn.Module, config: TrainConfig) -> torch.optim.Adam:

@@ -1,7 +1,8 @@
 """The whole state of a run in one file: safetensors, with the numbers as JSON in its header. Written atomically.
 
-Tensors: ``model/<name>``, ``optim/<moment>/<name>``, ``memory/<name>`` (the policy's memory between two batches, for
-sources that carry it), ``rng/cpu``, ``rng/cuda``.
+Tensors: ``model/<name>``, ``optim/<moment>/<name>``, ``ema/<name>`` (the moving average), ``memory/<name>`` (the
+policy's memory between two batches, for sources that carry it), ``rng/cpu``, ``rng/cuda`` and, of further processes,
+``rng/cpu.<rank>``. All are whole, however the run spread them: it may go on with another number of processes.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from playserve.errors import DataLossError, NotFoundError, StateError
+from playserve_trainer.train.ema import MovingAverage
+from playserve_trainer.train.parallel import Group, full, shard_like
 
 __all__ = ["STATE_NAME", "TrainState", "capture", "read_state", "restore", "write_state"]
 
@@ -50,24 +53,39 @@ class TrainState:
 
 
 def capture(
-    policy: nn.Module, optimizer: torch.optim.Optimizer, memory: Mapping[str, Tensor], device: torch.device
+    policy: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    memory: Mapping[str, Tensor],
+    device: torch.device,
+    average: MovingAverage | None = None,
+    group: Group | None = None,
 ) -> dict[str, Tensor]:
-    """Return every tensor of a run's state."""
+    """Return every tensor of a run's state; all processes must call it, and get the same."""
+    group = group or Group()
     tensors = {f"model/{name}": tensor for name, tensor in policy.state_dict().items()}
     for name, parameter in policy.named_parameters():
         for moment, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optim/{moment}/{name}"] = value
-    tensors |= {f"memory/{name}": tensor for name, tensor in memory.items()}
-    tensors["rng/cpu"] = torch.get_rng_state()
+    tensors |= {f"ema/{name}": tensor for name, tensor in (average.tensors() if average else {}).items()}
+    tensors |= {f"memory/{name}": torch.cat(group.gather(tensor)) for name, tensor in memory.items()}
+    randoms = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
-        tensors["rng/cuda"] = torch.cuda.get_rng_state(device)
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        randoms["cuda"] = torch.cuda.get_rng_state(device)
+    for kind, state in randoms.items():
+        for rank, of_rank in enumerate(group.gather(state)):
+            tensors[f"rng/{kind}.{rank}" if rank else f"rng/{kind}"] = of_rank
+    return {name: full(tensor.detach()).cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def restore(
-    tensors: Mapping[str, Tensor], policy: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
+    tensors: Mapping[str, Tensor],
+    policy: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+    average: MovingAverage | None = None,
+    group: Group | None = None,
 ) -> dict[str, Tensor]:
-    """Put captured tensors back; return the policy's memory.
+    """Put captured tensors back; return the policy's memory of this process's rows.
 
     Raises:
         StateError: The state is of another model.
@@ -76,16 +94,25 @@ def restore(
     wanted = {name: tensor.shape for name, tensor in policy.state_dict().items()}
     if {name: tensor.shape for name, tensor in model.items()} != wanted:
         raise StateError(f"the saved state is of another model: it has {sorted(model)}, wanted {sorted(wanted)}")
-    policy.load_state_dict(model)  # copies, so that devices and memory formats stay
+    with torch.no_grad():
+        for name, tensor in policy.state_dict().items():
+            tensor.copy_(shard_like(model[name], tensor))  # devices and memory formats stay
     for moment_and_name, value in _under("optim/", tensors).items():
         moment, _, name = moment_and_name.partition("/")
         parameter = policy.get_parameter(name)
         like = parameter if value.shape == parameter.shape and value.dim() else None
         optimizer.state[parameter][moment] = value.to(device) if like is None else _like(value, like)
-    torch.set_rng_state(tensors["rng/cpu"])
-    if device.type == "cuda" and "rng/cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["rng/cuda"], device)
-    return {name: tensor.to(device) for name, tensor in _under("memory/", tensors).items()}
+    if average is not None:
+        average.load(_under("ema/", tensors))
+    group = group or Group()
+    suffix = f".{group.rank}" if group.rank else ""
+    if f"rng/cpu{suffix}" in tensors:
+        torch.set_rng_state(tensors[f"rng/cpu{suffix}"])
+    if device.type == "cuda" and f"rng/cuda{suffix}" in tensors:
+        torch.cuda.set_rng_state(tensors[f"rng/cuda{suffix}"], device)
+    return {
+        name: tensor[slice(*group.rows(len(tensor)))].to(device) for name, tensor in _under("memory/", tensors).items()
+    }
 
 
 def write_state(directory: Path, state: TrainState, tensors: Mapping[str, Tensor]) -> None:
@@ -130,4 +157,6 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _like(value: Tensor, parameter: Tensor) -> Tensor:
     """Return the value in the parameter's memory format: another order of sums would be another run."""
+    if hasattr(parameter, "full_tensor"):
+        return shard_like(value, parameter)
     return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
