@@ -25,6 +25,7 @@ _EXTRAS = {
     "prometheus_client": "serve", "pydantic_settings": "serve", "fastapi": "serve", "grpc_health": "serve",
     "grpc_reflection": "serve", "tritonclient": "serve",
     "ale_py": "envs", "gymnasium": "envs", "nle": "envs", "cv2": "envs", "rich": "envs", "PIL": "envs",
+    "vizdoom": "envs", "av": "envs",
     "lz4": "play", "simplejpeg": "play", "mss": "play", "pynput": "play",
 }  # fmt: skip
 

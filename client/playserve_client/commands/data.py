@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from playserve.errors import BadSettingError
-from playserve_client.commands import data_nethack, data_p2p, data_replay
+from playserve_client.commands import data_doom, data_nethack, data_p2p, data_replay
 from playserve_client.commands.counting import show_count
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=16,
         help="most random steps before a serve in Breakout, so that serves are learnt (default %(default)s)",
     )
+    data_doom.configure(families)
     stats = actions.add_parser("stats", help="count, check and describe the episodes in a folder")
     stats.add_argument("directory", type=Path)
     stats.add_argument("--json", type=Path, help="write the same as JSON to this file")

@@ -18,6 +18,7 @@ __all__ = ["FAMILIES", "load_factory", "make_env"]
 #: Factory of each family, as ``module:factory``; it takes the game first, then the family's own options.
 FAMILIES: dict[str, str] = {
     "atari": "playserve_client.envs.atari:AtariEnv",
+    "doom": "playserve_client.envs.doom:DoomEnv",
     "nethack": "playserve_client.envs.nethack:NetHackEnv",
 }
 
