@@ -47,6 +47,7 @@ class P2PPolicy(Policy):
         self.vocabulary = Vocabulary.from_json(config.vocabulary)
         self._heads = self.vocabulary.heads
         self._groups = groups(self.vocabulary)
+        self._idle_tokens = self.vocabulary.idle()
         self._encoder = LazyEncoder(config.text_encoder, config.text_width)
         self.image = ImageTokenizer(config)
         self.tokens = TokenAssembly(config.width, config.text_width, len(self._heads))
@@ -205,7 +206,11 @@ class P2PPolicy(Policy):
 
     def _idle(self, like: Tensor) -> Tensor:
         """Return the tokens of an idle action [H], without a copy from the host."""
-        return torch.stack([like.new_full((), token) for token in self.vocabulary.idle()])
+        idle_H = like.new_zeros(len(self._heads))
+        for head, token in enumerate(self._idle_tokens):
+            if token:
+                idle_H[head].fill_(token)
+        return idle_H
 
     def _known(self, actions_XH: Tensor) -> Tensor:
         """Return the actions with idle tokens where they are unknown."""
