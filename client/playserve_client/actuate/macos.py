@@ -23,8 +23,7 @@ class MacBackend:
         if pynput is None:
             import importlib
 
-            import pynput
-
+            pynput = importlib.import_module("pynput")  # which looks for a display
             services, quartz = importlib.import_module("ApplicationServices"), importlib.import_module("Quartz")
             if not services.AXIsProcessTrusted():
                 raise PermissionMissingError(

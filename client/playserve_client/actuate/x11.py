@@ -78,6 +78,8 @@ class X11Backend:
 
     def close(self) -> None:
         """Let go of the display."""
+        # pynput's controllers close their displays when they are forgotten, and complain where the server has gone.
+        del self._keyboard, self._mouse
         self._display.close()
 
 

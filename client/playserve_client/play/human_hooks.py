@@ -86,7 +86,9 @@ class Win32Watcher(_Hooks):
         self, on_event: OnEvent, pynput: Any = None, cursor: Callable[[], tuple[int, int]] | None = None
     ) -> None:
         if pynput is None:
-            import pynput
+            import importlib
+
+            pynput = importlib.import_module("pynput")  # which looks for a display
         where = cursor or pynput.mouse.Controller()._position_get
 
         def key(message: int, data: Any) -> bool:
