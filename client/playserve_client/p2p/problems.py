@@ -26,7 +26,7 @@ class Problem(Enum):
         NO_ACTIONS: No frame has a known action.
         BOTH_KNOWN: A frame has a user's and a system's action; the system's counts.
         BAD_TIMES: Frame times do not ascend.
-        BAD_INSTRUCTION: An instruction has no duration; it is left out.
+        BAD_INSTRUCTION: An instruction has no text or no duration; it is left out.
         BAD_EMBEDDING: An instruction's embedding has not the shape that it says; it is left out.
         UNKNOWN_KEYS: A frame names keys or buttons that no table knows; they are left out of its action.
         BAD_SIDECAR: The sidecar is damaged or has another length than the annotations.

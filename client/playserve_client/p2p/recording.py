@@ -247,7 +247,7 @@ def _instructions(message: pb.VideoAnnotation, fps: float, problems: dict[Proble
     for start, entry in enumerate(message.frame_annotations):
         for text in entry.frame_text_annotation:
             seconds = text.duration
-            count = int(seconds * fps + _DURATION_SLACK) if math.isfinite(seconds) else total
+            count = int(seconds * fps + _DURATION_SLACK) if math.isfinite(seconds) else 0
             if count < 1 or not text.instruction:
                 problems[Problem.BAD_INSTRUCTION] = problems.get(Problem.BAD_INSTRUCTION, 0) + 1
                 continue
@@ -288,7 +288,8 @@ class AlignedFrames:
         system_mask: Whether the target is a policy's; it is seen as history and never learnt. bool [N]
         valid: All true here; what pads a chunk is not. bool [N]
         instruction: Index into the recording's instructions in force at frame i, -1 none, int32 [N]; it runs on over
-            any cut into chunks.
+            any cut into chunks. (Open P2P's loader shows a text one frame, 50 ms, earlier, since it shifts texts with
+            the actions; it loses one that begins at the recording's first frame, which here counts from there on.)
     """
 
     actions: list[DesktopAction]
@@ -327,14 +328,18 @@ def align(recording: Recording, num_video_frames: int) -> AlignedFrames:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Frames start..start+valid-1 of an AlignedFrames, padded to `length` by repeating the last."""
+    """Entries start..start+valid-1 of an AlignedFrames, padded to `length`."""
 
     start: int
     valid: int
     length: int
 
     def frame_index(self) -> NDArray[np.int64]:
-        """Return the frame of each place, int64 [length]; padding repeats the last one."""
+        """Return the video's frame at each place, int64 [length]; padding repeats the last one, which has no target."""
+        return np.minimum(np.arange(self.start, self.start + self.length), self.start + self.valid)
+
+    def entry_index(self) -> NDArray[np.int64]:
+        """Return the aligned entry at each place, int64 [length]; padding repeats the last one, and means nothing."""
         return np.minimum(np.arange(self.start, self.start + self.length), self.start + self.valid - 1)
 
     def valid_mask(self) -> NDArray[np.bool_]:

@@ -136,8 +136,8 @@ class RecordingWriter:
         """
         if not self._open:
             raise StateError(f"recording {self.id} is closed")
-        if self.full_video and full_frame is None:
-            raise ShapeMismatchError("a recording with a full video wants every full_frame")
+        if self.full_video:
+            _check_full(full_frame)
         if time_ns is None:
             time_ns = max(round(self.num_frames / self.fps * 1e9), self._last_ns + 1)
         if time_ns <= self._last_ns:
@@ -248,6 +248,14 @@ class RecordingWriter:
             frames = min(self.num_frames - start, count or self.num_frames)
             message.duration = _seconds(frames, self.fps)
             self._message.frame_annotations[start].frame_text_annotation.append(message)
+
+
+def _check_full(frame: NDArray[np.uint8] | None) -> None:
+    """Refuse what cannot become a frame of video.mp4, before anything of the frame is written."""
+    if frame is None:
+        raise ShapeMismatchError("a recording with a full video wants every full_frame")
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or min(frame.shape) < 2:
+        raise ShapeMismatchError(f"full frame of {frame.dtype} {list(frame.shape)}, wanted uint8 [h, w, 3]")
 
 
 def _write_action(action: DesktopAction, message: pb.LowLevelAction) -> None:

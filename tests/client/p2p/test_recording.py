@@ -124,7 +124,7 @@ def test_an_instruction_runs_on_across_chunks(tmp_path: Path) -> None:
     aligned = align(recording, 501)
     cut = chunks(len(aligned))
     assert [(chunk.start, chunk.valid) for chunk in cut] == [(0, 200), (200, 200), (400, 100)]
-    in_force = [aligned.instruction[chunk.frame_index()][chunk.valid_mask()] for chunk in cut]
+    in_force = [aligned.instruction[chunk.entry_index()][chunk.valid_mask()] for chunk in cut]
     assert (in_force[0] == 0).all()
     assert in_force[1].tolist() == [0] * 100 + [-1] * 100  # their loader would have seen no text here
     assert (in_force[2] == -1).all()
@@ -156,9 +156,11 @@ def test_stored_embeddings_are_read(tmp_path: Path) -> None:
 
 
 def test_an_instruction_without_duration_is_left_out_and_counted(tmp_path: Path) -> None:
-    recording = read_recording(store(tmp_path / "a", numbered(3, texts=(raw.text("x", 0.0), raw.text("", 1.0)))))
+    recording = read_recording(
+        store(tmp_path / "a", numbered(3, texts=(raw.text("x", 0.0), raw.text("", 1.0), raw.text("y", float("nan")))))
+    )
     assert recording.instructions == ()
-    assert recording.problems == {Problem.BAD_INSTRUCTION: 2}
+    assert recording.problems == {Problem.BAD_INSTRUCTION: 3}
 
 
 @pytest.mark.parametrize(
@@ -182,6 +184,24 @@ def test_what_cannot_be_read_is_named(
     assert problem_of(ValueError()) is None
 
 
+@given(st.data())
+def test_any_bytes_are_read_or_refused_by_name(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    told = raw.text("go", 1.0, extra=raw.embedding("gemini-2.5-flash", "gemma", (1, 3), [0.5, 1.0, 2.0]))
+    content = bytearray(raw.annotation(numbered(4, texts=(told,))))
+    for place in data.draw(st.lists(st.integers(0, len(content) - 1), max_size=4)):
+        content[place] = data.draw(st.integers(0, 255))
+    folder = tmp_path_factory.getbasetemp() / "fuzz"
+    folder.mkdir(exist_ok=True)
+    (folder / "annotation.proto").write_bytes(bytes(content))
+    try:
+        recording = read_recording(folder)
+    except BrokenRecordingError as error:
+        refused = error.problem
+        assert refused in (Problem.BAD_ANNOTATION, Problem.NO_FRAMES)
+        return
+    assert len(align(recording, 4)) == min(4, len(recording.frames)) - 1
+
+
 def test_recordings_are_found_and_unfinished_ones_are_not(tmp_path: Path) -> None:
     for name in ("b", "a/deep", ".c.part"):
         store(tmp_path / name, numbered(1))
@@ -196,13 +216,14 @@ def test_recordings_are_found_and_unfinished_ones_are_not(tmp_path: Path) -> Non
 @given(st.integers(0, 900), st.integers(1, 300), st.integers(1, 300), st.integers(0, 299))
 def test_chunks_cover_every_frame(total: int, length: int, stride: int, start: int) -> None:
     cut = chunks(total, length, stride, start=start)
-    seen = {int(i) for chunk in cut for i in chunk.frame_index()[chunk.valid_mask()]}
+    seen = {int(i) for chunk in cut for i in chunk.entry_index()[chunk.valid_mask()]}
     if stride <= length:
         assert seen == set(range(start, total))
     for chunk in cut:
-        index = chunk.frame_index()
-        assert len(index) == length
-        assert (index[~chunk.valid_mask()] == chunk.start + chunk.valid - 1).all()  # padding repeats the last frame
+        frames, valid = chunk.frame_index(), chunk.valid_mask()
+        assert len(frames) == len(valid) == length
+        assert (frames[valid] == chunk.entry_index()[valid]).all()
+        assert (frames[~valid] == total).all()  # of total + 1 frames the last one, which has no target
         assert 1 <= chunk.valid <= length
 
 

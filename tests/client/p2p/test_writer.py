@@ -185,6 +185,8 @@ def test_wrong_use_is_an_error(tmp_path: Path) -> None:
     with RecordingWriter(tmp_path, env="x", frame_size=(16, 16), full_video=True) as writer:
         with pytest.raises(ShapeMismatchError, match="full_frame"):
             writer.add(FRAME, IDLE, Source.USER)
+        with pytest.raises(ShapeMismatchError, match="full frame"):
+            writer.add(FRAME, IDLE, Source.USER, full_frame=np.zeros((32, 32, 4), np.uint8))
         full = np.zeros((32, 32, 3), np.uint8)
         with pytest.raises(ShapeMismatchError):
             writer.add(np.zeros((16, 17, 3), np.uint8), IDLE, Source.USER, full_frame=full)
