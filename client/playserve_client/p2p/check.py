@@ -32,6 +32,9 @@ from playserve_client.workers import leave_interrupts_to_the_parent, receive, se
 
 __all__ = ["DatasetReport", "RecordingReport", "check_dataset", "check_recording"]
 
+#: Share by which the rate of frames may be off: of 20 a second, 19 to 21 are right, as Open P2P's recorder has it.
+_RATE_SLACK = 0.05
+
 
 @dataclass
 class RecordingReport:
@@ -41,7 +44,8 @@ class RecordingReport:
         path: Its folder, relative to the dataset.
         env: Game or environment.
         env_subtype: Game of a platform, map, scenario.
-        fps: Frames a second.
+        fps: Frames a second, as it says.
+        measured_fps: Frames a second by the frames' own times; 0: they do not tell.
         videos: Frames that can be decoded of each video, by file name.
         problems: Frames, instructions or files with each problem.
         details: The same in words, for what is rare enough.
@@ -52,6 +56,7 @@ class RecordingReport:
     env: str = ""
     env_subtype: str = ""
     fps: float = 0.0
+    measured_fps: float = 0.0
     videos: dict[str, int] = field(default_factory=dict)
     problems: Counter[Problem] = field(default_factory=Counter)
     details: list[str] = field(default_factory=list)
@@ -79,6 +84,7 @@ class RecordingReport:
             "env": self.env,
             "env_subtype": self.env_subtype,
             "fps": self.fps,
+            "measured_fps": self.measured_fps,
             "usable": self.usable,
             "videos": self.videos,
             "problems": {problem.value: count for problem, count in self.problems.items()},
@@ -94,6 +100,7 @@ class RecordingReport:
             env=value["env"],
             env_subtype=value["env_subtype"],
             fps=value["fps"],
+            measured_fps=value["measured_fps"],
             videos=dict(value["videos"]),
             problems=Counter({Problem(name): count for name, count in value["problems"].items()}),
             details=list(value["details"]),
@@ -249,6 +256,11 @@ def _checked_annotation(folder: Path, report: RecordingReport) -> Recording | No
         return None
     about = recording.metadata
     report.env, report.env_subtype, report.fps = about.env, about.env_subtype, about.fps
+    report.measured_fps = recording.measured_fps
+    long_enough = len(recording.frames) >= report.fps  # jitter is no rate
+    if long_enough and report.measured_fps and abs(report.measured_fps / report.fps - 1) > _RATE_SLACK:
+        detail = f"{folder}: {report.measured_fps:.2f} frames a second by their times, {report.fps:g} by the metadata"
+        report.found(Problem.OFF_RATE, detail)
     report.problems.update(recording.problems)
     report.tally = tally(recording)
     if not report.tally.known:

@@ -26,6 +26,7 @@ class Problem(Enum):
         NO_ACTIONS: No frame has a known action.
         BOTH_KNOWN: A frame has a user's and a system's action; the system's counts.
         BAD_TIMES: Frame times do not ascend.
+        OFF_RATE: By their times, frames came at another rate than the recording says (5% or more off).
         BAD_INSTRUCTION: An instruction has no text or no duration; it is left out.
         BAD_EMBEDDING: An instruction's embedding has not the shape that it says; it is left out.
         UNKNOWN_KEYS: A frame names keys or buttons that no table knows; they are left out of its action.
@@ -45,6 +46,7 @@ class Problem(Enum):
     NO_ACTIONS = "no_actions"
     BOTH_KNOWN = "both_known"
     BAD_TIMES = "bad_times"
+    OFF_RATE = "off_rate"
     BAD_INSTRUCTION = "bad_instruction"
     BAD_EMBEDDING = "bad_embedding"
     UNKNOWN_KEYS = "unknown_keys"

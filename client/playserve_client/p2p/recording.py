@@ -128,6 +128,12 @@ class Recording:
     version: int = 0
     problems: Mapping[Problem, int] = field(default_factory=dict)
 
+    @property
+    def measured_fps(self) -> float:
+        """Frames a second by the frames' own times; 0 where they do not tell."""
+        elapsed_ns = self.frames[-1].time_ns - self.frames[0].time_ns
+        return (len(self.frames) - 1) / elapsed_ns * 1e9 if elapsed_ns > 0 else 0.0
+
     def instruction_index(self) -> NDArray[np.int32]:
         """Return the instruction in force at each frame, int32 [frames]; -1: none.
 

@@ -219,6 +219,17 @@ def test_rules_can_be_set_and_must_make_sense(tmp_path: Path) -> None:
         QualityRules(max_held=1.5)
 
 
+@pytest.mark.parametrize(("every_ms", "off"), [(50, False), (52, False), (48, False), (53, True), (40, True)])
+def test_a_rate_that_is_not_what_it_says_is_a_problem(tmp_path: Path, every_ms: int, off: bool) -> None:
+    with RecordingWriter(tmp_path, env="doom", frame_size=(16, 16)) as writer:
+        for k in range(20):
+            writer.add(np.zeros((16, 16, 3), np.uint8), keys("KeyW"), Source.USER, time_ns=7 + k * every_ms * 10**6)
+    report = check_recording(writer.path, tmp_path)
+    assert report.measured_fps == pytest.approx(1000 / every_ms)
+    assert dict(report.problems) == ({Problem.OFF_RATE: 1} if off else {})
+    assert report.usable
+
+
 def test_games_are_told_apart(tmp_path: Path) -> None:
     for subtype, count in (("basic", 20), ("basic", 30), ("take_cover", 10)):
         record(tmp_path, subtype=subtype, count=count)
