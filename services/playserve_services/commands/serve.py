@@ -39,7 +39,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--device", help="torch device (default cpu)")
     add("--threads", type=int, help="threads of one computation on a CPU (default 1)")
     add("--precision", choices=["float32", "bfloat16"], help="of the computation (default float32)")
-    add("--slots", type=int, help="sessions that each state layout can hold (default 256)")
+    add("--slots", type=int, help="most sessions of each state layout (default 256); fewer where memory is short")
+    add(
+        "--session-memory-mib",
+        type=int,
+        metavar="MIB",
+        help="memory of the sessions of each state layout (default: half of what is free, 70%% on a GPU)",
+    )
     add("--max-batch", type=int, help="most sessions of one batch (default 64)")
     add(
         "--fixed-batch",

@@ -114,6 +114,7 @@ class InferenceServer:
             self.catalog,
             RuntimeFactory(
                 slots=settings.slots,
+                session_bytes=settings.session_bytes,
                 max_batch=settings.max_batch,
                 buckets=self._buckets(),
                 device=settings.device,

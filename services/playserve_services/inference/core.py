@@ -412,22 +412,41 @@ class InferenceCore:
 
     # -- state of a slot ------------------------------------------------------------------------------------------
 
-    def export_state(self, session: Session, done: Callable[[bytes | None, Exception | None], None]) -> None:
+    def export_state(self, session: Session, done: Callable[[bytearray | None, Exception | None], None]) -> None:
         """Export the memory of a play session that has nothing in the engine (see :meth:`when_idle`).
 
-        `done(blob, None)` gets the bytes of a `StateBlob`, which :meth:`import_state` takes here or elsewhere;
-        `done(None, error)` says what failed.
+        It is copied in pieces between the batches of others; frames that arrive meanwhile wait. `done(blob, None)` gets
+        the bytes of a `StateBlob`, which :meth:`import_state` takes here or elsewhere; `done(None, error)` says what
+        failed.
         """
-        transfer.export_state(self.engine, session, done)
 
-    def import_state(self, session: Session, data: bytes, done: Callable[[Exception | None], None]) -> None:
-        """Put an exported memory into a play session that has not stepped yet.
+        def finish(blob: bytearray | None, error: Exception | None) -> None:
+            self._let_go(session)
+            done(blob, error)
+
+        transfer.export_state(self.engine, session, finish)
+
+    def import_state(self, session: Session, data: bytes | bytearray, done: Callable[[Exception | None], None]) -> None:
+        """Put an exported memory into a play session that has not stepped yet; `done` says what failed, or None.
 
         Raises:
-            DataLossError: The bytes are damaged.
+            DataLossError: The bytes are not those of an export. One bit that is wrong is only found by `done`.
             LayoutMismatchError: Another layout.
         """
-        transfer.import_state(self.engine, session, data, done)
+
+        def finish(error: Exception | None) -> None:
+            self._let_go(session)
+            done(error)
+
+        transfer.import_state(self.engine, session, data, finish)
+
+    def _let_go(self, session: Session) -> None:
+        """Go on with a session whose memory was held still."""
+        slot = session.slots[0]
+        if slot.ready() and slot.lease.valid():
+            self._batcher.add(slot, self._clock_ns())
+            self.pump_soon()
+        self._after_batch(session)
 
     def on_engine_death(self) -> None:
         """The engine thread is gone: nothing will be answered any more."""

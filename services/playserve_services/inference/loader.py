@@ -21,6 +21,7 @@ from playserve.errors import BadSettingError, NotFoundError, NotReadyError, Play
 from playserve.specs import PolicySpec
 from playserve_services.inference.catalog import Catalog, LoadedPolicy, version_key
 from playserve_services.inference.graphs import GraphMode
+from playserve_services.inference.memory import SessionMemory
 from playserve_services.inference.runtime import TorchRuntime
 from playserve_services.inference.slots import SlotPool
 from playserve_trainer import checkpoint
@@ -37,13 +38,14 @@ class RuntimeFactory:
     """Makes warm runtimes; versions of one state layout share a pool.
 
     Attributes:
-        slots: Capacity of each pool.
+        slots: Capacity of each pool, where memory allows it.
         max_batch: Most rows of a batch.
         buckets: Batch sizes to pad to, or None.
         device: Torch device.
         autocast: Compute in bfloat16.
         graphs: One graph for each bucket, see `TorchRuntime`.
         compiler: Backend of torch.compile.
+        session_bytes: Most memory of one pool; None: see `SessionMemory`.
         pools: By layout digest.
     """
 
@@ -54,13 +56,21 @@ class RuntimeFactory:
     autocast: bool = False
     graphs: GraphMode = "off"
     compiler: str = "inductor"
+    session_bytes: int | None = None
     pools: dict[str, SlotPool] = dataclasses.field(default_factory=dict)
 
     def pool(self, policy: Policy) -> SlotPool:
-        """Return the pool of a policy's layout. Event loop's thread only."""
+        """Return the pool of a policy's layout. Event loop's thread only.
+
+        Raises:
+            BadSettingError: Its memory does not hold one session.
+        """
         digest = policy.layout()
         if digest not in self.pools:
-            self.pools[digest] = SlotPool(digest, policy.state_layout(), self.slots, self.device)
+            layout, memory = policy.state_layout(), SessionMemory(self.session_bytes, self.device)
+            promised = sum(pool.bytes_per_slot * pool.capacity for pool in self.pools.values())
+            capacity = memory.slots(policy.spec().name or policy.spec().family, layout, self.slots, promised)
+            self.pools[digest] = SlotPool(digest, layout, capacity, self.device)
         return self.pools[digest]
 
     def make(self, spec: PolicySpec, policy: Policy, pool: SlotPool) -> LoadedPolicy:

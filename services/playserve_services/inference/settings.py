@@ -50,7 +50,10 @@ class ServeSettings(BaseSettings):
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the computation; bfloat16 runs under autocast."""
     slots: int = Field(256, ge=1)
-    """Sessions that each state layout can hold."""
+    """Most sessions of each state layout; fewer where their memory does not hold as many."""
+    session_memory_mib: int | None = Field(None, ge=1)
+    """Memory of the sessions of each state layout, in MiB; none: half of what is free when the policy is loaded, 70% on
+    a GPU. What was derived is logged, and is PolicySpec.slots_total."""
     max_batch: int = Field(64, ge=1)
     """Most sessions of one batch."""
     fixed_batch: bool = False
@@ -107,6 +110,11 @@ class ServeSettings(BaseSettings):
     def max_message_bytes(self) -> int:
         """Largest message in bytes."""
         return self.max_message_mb * 1024 * 1024
+
+    @property
+    def session_bytes(self) -> int | None:
+        """Memory of the sessions of each layout in bytes, or None."""
+        return None if self.session_memory_mib is None else self.session_memory_mib * 1024 * 1024
 
     def limits(self) -> CoreLimits:
         """Return the core's part."""

@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from playserve.errors import DataLossError, LayoutMismatchError, NoFreeSlotError
 from playserve_trainer.models.policy import StateTensor
@@ -25,6 +28,7 @@ from playserve_trainer.models.policy import StateTensor
 __all__ = ["SlotLease", "SlotPool", "StateBlob"]
 
 _MAGIC = b"PSST\x01\x00\x00\x00"
+_DIGEST_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,28 +54,50 @@ class StateBlob:
     """
 
     header: Mapping[str, Any]
-    tensors: Mapping[str, bytes]
+    tensors: Mapping[str, bytes | memoryview]
 
     def pack(self) -> bytes:
         """Return the bytes."""
-        header = {**self.header, "tensors": [[name, len(data)] for name, data in self.tensors.items()]}
-        head = json.dumps(header, sort_keys=True).encode()
-        body = b"".join([_MAGIC, struct.pack("<I", len(head)), head, *self.tensors.values()])
+        sizes = {name: len(data) for name, data in self.tensors.items()}
+        body = b"".join([self.head(self.header, sizes), *self.tensors.values()])
         return body + hashlib.sha256(body).digest()
+
+    @staticmethod
+    def head(header: Mapping[str, Any], sizes: Mapping[str, int]) -> bytes:
+        """Return the bytes before the tensors, which have these sizes."""
+        head = json.dumps(
+            {**header, "tensors": [[name, size] for name, size in sizes.items()]}, sort_keys=True
+        ).encode()
+        return b"".join([_MAGIC, struct.pack("<I", len(head)), head])
 
     @classmethod
     def unpack(cls, data: bytes) -> StateBlob:
         """Return the blob of `data`; damaged or foreign bytes raise DataLossError."""
+        if len(data) >= 44 and hashlib.sha256(data[:-_DIGEST_BYTES]).digest() != data[-_DIGEST_BYTES:]:
+            raise DataLossError("an exported state whose digest does not match its bytes")
+        return cls.unverified(data)
+
+    @classmethod
+    def unverified(cls, data: bytes | bytearray) -> StateBlob:
+        """Return the blob of `data`, its tensors as views of them; only the digest says whether they are whole.
+
+        Raises:
+            DataLossError: The bytes do not begin as those of a blob, or are not as many as it says.
+        """
         if len(data) < 44 or data[:8] != _MAGIC:
             raise DataLossError(f"{len(data)} bytes that do not begin as an exported state")
-        if hashlib.sha256(data[:-32]).digest() != data[-32:]:
-            raise DataLossError("an exported state whose digest does not match its bytes")
         (length,) = struct.unpack_from("<I", data, 8)
-        header = json.loads(data[12 : 12 + length])
-        tensors, at = {}, 12 + length
-        for name, size in header.pop("tensors"):
-            tensors[name] = data[at : at + size]
+        try:
+            header = json.loads(data[12 : 12 + length])
+            sizes = [(str(name), int(size)) for name, size in header.pop("tensors")]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataLossError(f"an exported state whose header cannot be read: {error}") from error
+        tensors, at, view = {}, 12 + length, memoryview(data)
+        for name, size in sizes:
+            tensors[name] = view[at : at + size]
             at += size
+        if at + _DIGEST_BYTES != len(data) or any(size < 0 for _, size in sizes):
+            raise DataLossError(f"an exported state of {len(data)} bytes; its header says {at + _DIGEST_BYTES}")
         return cls(header, tensors)
 
 
@@ -94,7 +120,7 @@ class SlotPool:
         self.layout = dict(layout)
         self.capacity = capacity
         self.tensors = {
-            name: torch.zeros((capacity + 1, *t.shape), dtype=t.dtype, device=device) for name, t in layout.items()
+            name: _zeros((capacity + 1, *t.shape), t.dtype, torch.device(device)) for name, t in layout.items()
         }
         self._free: deque[int] = deque(range(1, capacity + 1))
         self._generations = [0] * (capacity + 1)
@@ -123,7 +149,9 @@ class SlotPool:
         """Return `count` leases, or raise NoFreeSlotError and take none."""
         if count > len(self._free):
             raise NoFreeSlotError(
-                f"{count} slots wanted, {len(self._free)} of {self.capacity} are free", retry_after_s=1.0
+                f"{count} slots wanted, {len(self._free)} of {self.capacity} are free "
+                f"({self.bytes_per_slot / 2**20:.1f} MiB each)",
+                retry_after_s=1.0,
             )
         leases = []
         for _ in range(count):
@@ -143,26 +171,60 @@ class SlotPool:
         self._free.append(lease.slot)
         return True
 
+    def sizes(self) -> dict[str, int]:
+        """Return the bytes of one slot by tensor."""
+        return {name: t[0].numel() * t.element_size() for name, t in self.tensors.items()}
+
+    def chunks(self, most: int) -> list[tuple[str, int, int]]:
+        """Return (tensor, begin, end) of the pieces of a slot's memory, at most `most` bytes each, in order."""
+        return [
+            (name, begin, min(begin + most, size))
+            for name, size in self.sizes().items()
+            for begin in range(0, size, most)
+        ]
+
+    def read_chunk(self, slot: int, name: str, out: memoryview, begin: int = 0) -> None:
+        """Copy a slot's memory, from byte `begin` of a tensor on, into `out`. Call it on the engine thread."""
+        part = self._bytes(slot, name)[begin : begin + len(out)]
+        torch.frombuffer(out, dtype=torch.uint8).copy_(part)
+
+    def write_chunk(self, slot: int, name: str, data: memoryview | bytes, begin: int = 0) -> None:
+        """Overwrite a part of a slot's memory, from byte `begin` of a tensor on. Call it on the engine thread."""
+        array = np.frombuffer(data, np.uint8).copy()  # torch takes no memory that cannot be written
+        self._bytes(slot, name)[begin : begin + len(array)].copy_(torch.from_numpy(array))
+
+    def _bytes(self, slot: int, name: str) -> Tensor:
+        return self.tensors[name][slot].reshape(-1).view(torch.uint8)
+
     def export_slot(self, slot: int) -> dict[str, bytes]:
         """Return the memory of a slot, tensor by tensor. Call it on the engine thread."""
-        return {
-            name: tensor[slot].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-            for name, tensor in self.tensors.items()
-        }
+        return {name: self._bytes(slot, name).cpu().numpy().tobytes() for name in self.tensors}
 
-    def import_slot(self, slot: int, digest: str, tensors: Mapping[str, bytes]) -> None:
+    def import_slot(self, slot: int, digest: str, tensors: Mapping[str, bytes | memoryview]) -> None:
         """Overwrite the memory of a slot. Call it on the engine thread.
 
         Raises:
             LayoutMismatchError: The blob's layout is another one, or its tensors have other names or sizes.
         """
+        self.check(digest, tensors)
+        for name, data in tensors.items():
+            if len(data):
+                self.write_chunk(slot, name, data)
+
+    def check(self, digest: str, tensors: Mapping[str, bytes | memoryview]) -> None:
+        """Raise LayoutMismatchError where a slot's memory from elsewhere is not one of this layout."""
         if digest != self.digest:
             raise LayoutMismatchError(f"a state of layout {digest!r} does not fit a pool of layout {self.digest!r}")
-        wanted = {name: t[0].numel() * t.element_size() for name, t in self.tensors.items()}
-        got = {name: len(data) for name, data in tensors.items()}
+        got, wanted = {name: len(data) for name, data in tensors.items()}, self.sizes()
         if got != wanted:
             raise LayoutMismatchError(f"state tensors (bytes) {got} came, {wanted} were wanted")
-        for name, data in tensors.items():
-            tensor = self.tensors[name]
-            flat = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-            tensor[slot].copy_(flat.view(tensor.dtype).reshape(tensor[slot].shape))
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return zeros. On a CPU their pages are not there before somebody writes them: nobody may ever play in most."""
+    size = math.prod(shape) * dtype.itemsize
+    if device.type != "cpu" or not size:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    raw = np.zeros(size + 64, np.uint8)
+    begin = -raw.ctypes.data % 64  # aligned as torch would have it
+    return torch.from_numpy(raw[begin : begin + size]).view(dtype).view(shape)

@@ -89,10 +89,14 @@ class Memory:
     reset_B: Tensor
 
     def read(self, name: str) -> Tensor:
-        """Return the rows [B, *shape] of a pool, zeros where the row is reset."""
+        """Return a copy of the rows [B, *shape] of a pool, zeros where the row is reset.
+
+        Large memories are not for this: a policy writes what is new into ``pools[name]`` at `slots_B`, and lets a reset
+        row's old content be masked by its own count of steps. Nobody clears a slot between two owners.
+        """
         rows = self.pools[name].index_select(0, self.slots_B)
         mask = self.reset_B.view(-1, *([1] * (rows.dim() - 1)))
-        return rows.masked_fill(mask, 0)
+        return rows.masked_fill_(mask, 0)
 
     def write(self, name: str, rows: Tensor) -> None:
         """Store the rows [B, *shape] of a pool."""
