@@ -107,6 +107,10 @@ class DesktopPolicy(Policy):
         self._instruction = instruction
         self._state_bytes = state_bytes
         self.register_parameter("unused", torch.nn.Parameter(torch.zeros(1)))
+        self._place_H: Tensor
+        self._order_A: Tensor
+        self.register_buffer("_place_H", torch.tensor([257 ** (i + 1) for i in range(len(HEADS))]), persistent=False)
+        self.register_buffer("_order_A", torch.arange(1, max(HEADS) + 1), persistent=False)
         #: Shut: texts other than "" wait. Texts in the order in which they were embedded.
         self.gate = threading.Event()
         self.gate.set()
@@ -159,9 +163,8 @@ class DesktopPolicy(Policy):
         raise NotImplementedError
 
     def step(self, inputs: Mapping[str, Tensor], executed_BH: Tensor, memory: Memory, sample: Sampler) -> StepOutput:
-        place = torch.tensor([257 ** (i + 1) for i in range(len(HEADS))])
         seen_B = inputs["observation"].flatten(1).long().sum(1)
-        state_B = memory.read("hash")[:, 0] * 31 + seen_B + ((executed_BH + 2) * place).sum(1)
+        state_B = memory.read("hash")[:, 0] * 31 + seen_B + ((executed_BH + 2) * self._place_H).sum(1)
         if INSTRUCTION in inputs:
             state_B = state_B + 7919 * inputs[INSTRUCTION][:, 0].long()
         state_B = state_B % _PRIME
@@ -169,7 +172,7 @@ class DesktopPolicy(Policy):
         drawn: list[Tensor] = []
         before_B = torch.zeros_like(state_B)
         for head, choices in enumerate(HEADS):
-            angle_BA = (state_B + 17 * before_B)[:, None] * torch.arange(1, choices + 1) + head
+            angle_BA = (state_B + 17 * before_B)[:, None] * self._order_A[:choices] + head
             drawn.append(sample(2.0 * torch.sin(angle_BA.float() * 0.37), head))
             before_B = before_B * 8 + drawn[-1]
         return StepOutput(torch.stack(drawn, 1), state_B.float())

@@ -42,7 +42,7 @@ class RuntimeFactory:
         max_batch: Most rows of a batch.
         buckets: Batch sizes to pad to, or None.
         device: Torch device.
-        autocast: Compute in bfloat16.
+        autocast: Compute in bfloat16: with weights that the policy makes for it, or else under autocast.
         graphs: One graph for each bucket, see `TorchRuntime`.
         compiler: Backend of torch.compile.
         session_bytes: Most memory of one pool; None: see `SessionMemory`.
@@ -74,14 +74,15 @@ class RuntimeFactory:
         return self.pools[digest]
 
     def make(self, spec: PolicySpec, policy: Policy, pool: SlotPool) -> LoadedPolicy:
-        """Return a warm version. May run in any thread: it touches the scratch slot only."""
+        """Return a warm version, its weights made for play. May run in any thread: it touches the scratch slot only."""
+        autocast = self.autocast and not policy.prepare_for_play("bfloat16")
         runtime = TorchRuntime(
             spec,
             policy,
             pool,
             max_batch=self.max_batch,
             buckets=self.buckets,
-            autocast=self.autocast,
+            autocast=autocast,
             graphs=self.graphs,
             compiler=self.compiler,
         )

@@ -48,7 +48,7 @@ class ServeSettings(BaseSettings):
     threads: int = Field(1, ge=1)
     """Threads of one model computation on a CPU."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the computation; bfloat16 runs under autocast."""
+    """Of the computation. bfloat16: with half-precision weights where the policy makes them, else under autocast."""
     slots: int = Field(256, ge=1)
     """Most sessions of each state layout; fewer where their memory does not hold as many."""
     session_memory_mib: int | None = Field(None, ge=1)

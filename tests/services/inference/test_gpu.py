@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from desktop_policy import DesktopPolicy
 
 from playserve_services.inference.graphs import CudaGraphSteps, EagerSteps, GraphMode, RecompiledError
 from playserve_services.inference.loader import RuntimeFactory
 from playserve_services.inference.runtime import Row, TorchRuntime
 from playserve_trainer.models.atari import AtariConfig, AtariPolicy
+from playserve_trainer.models.p2p.config import config_of_size
+from playserve_trainer.models.p2p.policy import P2PPolicy
 from playserve_trainer.models.policy import Policy, StepOutput
 from playserve_trainer.models.tiny_recurrent import TinyRecurrentConfig, TinyRecurrentPolicy
 
@@ -26,6 +29,10 @@ pytestmark = [
 
 def make(family: str) -> Policy:
     torch.manual_seed(1)
+    if family == "desktop":
+        return DesktopPolicy(instruction=False)
+    if family == "p2p":
+        return P2PPolicy(config_of_size("1m", history=(4,))).eval()
     if family == "atari":
         return AtariPolicy(AtariConfig(game="breakout", num_actions=4, width=8)).eval()
     return TinyRecurrentPolicy(TinyRecurrentConfig()).eval()
@@ -40,7 +47,7 @@ def load(policy: Policy, device: str, **options: Any) -> TorchRuntime:
     return runtime
 
 
-def play(runtime: TorchRuntime) -> tuple[list[Any], list[Any]]:
+def play(runtime: TorchRuntime, heads: tuple[int, ...] = (4,)) -> tuple[list[Any], list[Any]]:
     """Run ragged batches of three slots for 20 rounds, with every kind of sampling."""
     rng = np.random.default_rng(0)
     actions, log_probs, steps = [], [], [0, 0, 0]
@@ -49,7 +56,8 @@ def play(runtime: TorchRuntime) -> tuple[list[Any], list[Any]]:
         for i in range(3):
             inputs = {x.name: rng.integers(0, 256, x.shape).astype(x.numpy_dtype) for x in runtime.spec.inputs}
             if (t + i) % 3:
-                rows.append(Row(i + 1, steps[i] == 0, inputs, (t % 4,), i, steps[i], 1.0 + i / 4, argmax=t % 7 == i))
+                executed = tuple(t % min(4, choices) for choices in heads)
+                rows.append(Row(i + 1, steps[i] == 0, inputs, executed, i, steps[i], 1.0 + i / 4, argmax=t % 7 == i))
                 steps[i] += 1
         result = runtime.run(rows, want_log_prob=True)
         actions.append(result.actions)
@@ -65,20 +73,22 @@ def assert_same(one: tuple[list[Any], list[Any]], other: tuple[list[Any], list[A
 
 
 @pytest.mark.parametrize("graphs", ["off", "cuda", "compile"])
-@pytest.mark.parametrize("family", ["atari", "tiny_recurrent"])
+@pytest.mark.parametrize("family", ["atari", "tiny_recurrent", "desktop", "p2p"])
 def test_a_cuda_device_plays_as_the_cpu_does(family: str, graphs: GraphMode) -> None:
     policy = make(family)
     runtime = load(policy, "cuda", graphs=graphs)
-    assert_same(play(load(policy, "cpu")), play(runtime), atol=1e-3)
+    assert_same(play(load(policy, "cpu"), policy.heads()), play(runtime, policy.heads()), atol=1e-3)
+    if graphs == "cuda":
+        assert isinstance(runtime.steps, CudaGraphSteps)
     assert runtime.pool.export_slot(1).keys() == policy.state_layout().keys()
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("family", ["atari", "tiny_recurrent"])
+@pytest.mark.parametrize("family", ["atari", "tiny_recurrent", "desktop", "p2p"])
 def test_captured_graphs_play_as_eager_steps_do(family: str, autocast: bool) -> None:
     policy = make(family)
     eager, captured = (load(policy, "cuda", graphs=graphs, autocast=autocast) for graphs in ("off", "cuda"))
-    assert_same(play(eager), play(captured), atol=1e-5)
+    assert_same(play(eager, policy.heads()), play(captured, policy.heads()), atol=1e-5)
     for name, data in eager.pool.export_slot(1).items():
         dtype = eager.pool.tensors[name].dtype
         a, b = (torch.frombuffer(bytearray(x), dtype=dtype) for x in (data, captured.pool.export_slot(1)[name]))

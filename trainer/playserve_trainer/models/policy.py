@@ -255,6 +255,17 @@ class Policy(nn.Module, ABC):
             total = total + summed / counts.labels_H[head].clamp(min=1)
         return total
 
+    def prepare_for_play(self, precision: str) -> bool:
+        """Change the weights, on their device, into what computes steps fastest; return whether that was done.
+
+        The policy can play afterwards, and neither learn nor be saved. Where it has no way of its own, the service
+        computes "bfloat16" under autocast, which casts float32 weights at each step.
+
+        Args:
+            precision: "float32" or "bfloat16": 8 bits of precision or more.
+        """
+        return False
+
     def layout(self) -> str:
         """Return the digest of the memory layout."""
         return layout_digest(self.spec().family, self.state_layout())
