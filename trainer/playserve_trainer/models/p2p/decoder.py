@@ -6,7 +6,7 @@ M actions, H heads of an action (positions), D width, A attention heads, E = D /
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,12 @@ __all__ = ["ActionDecoder", "DecoderCache"]
 _POSITION_STD = 3.0
 _SINK_STD = 0.05
 
-#: Keys and values [M, 2, A, 1 + H, E] of each layer, the sink first.
-DecoderCache = list[Tensor]
+
+class DecoderCache(NamedTuple):
+    """What has been decoded so far: keys and values [M, 2, A, 1 + H, E] of each layer, the sink first, and angles."""
+
+    layers: list[Tensor]
+    rotations: Rotation
 
 
 class ActionDecoder(nn.Module):
@@ -52,14 +56,15 @@ class ActionDecoder(nn.Module):
         """
         x = torch.cat([self._begin(out_MD).unsqueeze(1), embedded_MHD[:, :-1].float()], dim=1)
         x = x + self.position[: self.num_actions].float()
-        by = self._rotation(torch.arange(self.num_actions, device=x.device))
+        by = self._rotations(x)
         for layer in self.layers:
             x = layer(x, by)
         return x
 
     def begin(self, out_MD: Tensor) -> tuple[Tensor, DecoderCache]:
         """Return the first input [M, D], and an empty cache."""
-        return self._begin(out_MD), [block.cache(len(out_MD), self.num_actions) for block in self.blocks()]
+        layers = [block.cache(len(out_MD), self.num_actions) for block in self.blocks()]
+        return self._begin(out_MD), DecoderCache(layers, self._rotations(out_MD))
 
     def advance(self, x_MD: Tensor, head: int, cache: DecoderCache) -> Tensor:
         """Return the vector [M, D] that predicts token `head`.
@@ -70,8 +75,8 @@ class ActionDecoder(nn.Module):
             cache: Advanced in place.
         """
         x = (x_MD.float() + self.position[head].float()).unsqueeze(1)
-        by = self._rotation(torch.full((1,), head, device=x.device))
-        for block, keys_values in zip(self.blocks(), cache, strict=True):
+        by = Rotation(*(angles[head : head + 1] for angles in cache.rotations))
+        for block, keys_values in zip(self.blocks(), cache.layers, strict=True):
             x = block.advance(x, by, keys_values, 1 + head)
         return x.squeeze(1)
 
@@ -83,8 +88,8 @@ class ActionDecoder(nn.Module):
         first: Tensor = self.input(out_MD.to(self.input.weight.dtype)).float()
         return first
 
-    def _rotation(self, positions: Tensor) -> Rotation:
-        return rotation(positions, self.head_size)
+    def _rotations(self, like: Tensor) -> Rotation:
+        return rotation(torch.arange(self.num_actions, device=like.device), self.head_size)
 
 
 class _DecoderBlock(Block):

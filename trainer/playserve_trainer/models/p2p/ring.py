@@ -96,6 +96,7 @@ class RowRings:
             for layer in range(len(histories)):
                 memory.pools[pool_name(layer)].index_fill_(0, reset, 0)
         self._masks: dict[tuple[int, int], Tensor] = {}
+        self._converter = _Converter()
 
     def attend(self, layer: int, query_BAQE: Tensor, key_BAQE: Tensor, value_BAQE: Tensor, rows: slice) -> Tensor:
         """See :class:`Rings`."""
@@ -111,7 +112,7 @@ class RowRings:
             kept[:, :, :NEW_TOKENS] = new[:, :, num:]
             seen = kept[:, :, : NEW_TOKENS + size * min(step, ring)]
             mask = self._mask(step, ring, query_BAQE.dtype)
-            read[i] = _attend(query_BAQE[i, :, rows], seen, mask[rows])
+            read[i] = self._converter.attend(query_BAQE[i, :, rows], seen, mask[rows])
             begin = NEW_TOKENS + step % ring * size
             kept[:, :, begin : begin + ACTION_OUT] = new[:, :, num : num + ACTION_OUT]
         return read
@@ -136,19 +137,34 @@ class RowRings:
         return mask
 
 
-def _attend(query_AQE: Tensor, kept_2ACE: Tensor, mask_QC: Tensor) -> Tensor:
-    """Return what the queries read [A, Q, E]; keys and values may be of another type."""
-    heads, dtype = len(query_AQE), query_AQE.dtype
-    if kept_2ACE.dtype == dtype:
-        key, value = kept_2ACE.unsqueeze(1)
-        return F.scaled_dot_product_attention(query_AQE.unsqueeze(0), key, value, attn_mask=mask_QC)[0]
-    some = max(1, _CONVERT_BYTES // (kept_2ACE[:, 0].numel() * query_AQE.element_size()))
-    parts = []
-    for first in range(0, heads, some):
-        key, value = kept_2ACE[:, first : first + some].to(dtype).unsqueeze(1)
-        query = query_AQE[first : first + some].unsqueeze(0)
-        parts.append(F.scaled_dot_product_attention(query, key, value, attn_mask=mask_QC)[0])
-    return torch.cat(parts)
+class _Converter:
+    """Attention over keys and values that may be of another type: some heads at a time are converted, in one place.
+
+    What was converted is read again from the processor's cache, and one buffer serves a whole step: fresh memory for
+    each layer costs ten times what the conversion does.
+    """
+
+    def __init__(self) -> None:
+        self._buffer: Tensor | None = None
+
+    def attend(self, query_AQE: Tensor, kept_2ACE: Tensor, mask_QC: Tensor) -> Tensor:
+        """Return what the queries read [A, Q, E]."""
+        dtype = query_AQE.dtype
+        if kept_2ACE.dtype == dtype:
+            key, value = kept_2ACE.unsqueeze(1)
+            return F.scaled_dot_product_attention(query_AQE.unsqueeze(0), key, value, attn_mask=mask_QC)[0]
+        some = max(1, _CONVERT_BYTES // (kept_2ACE[:, 0].numel() * query_AQE.element_size()))
+        read = torch.empty_like(query_AQE)
+        for first in range(0, len(query_AQE), some):
+            key, value = self._convert(kept_2ACE[:, first : first + some], dtype).unsqueeze(1)
+            query = query_AQE[first : first + some].unsqueeze(0)
+            read[first : first + some] = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_QC)[0]
+        return read
+
+    def _convert(self, some: Tensor, dtype: torch.dtype) -> Tensor:
+        if self._buffer is None or self._buffer.numel() < some.numel() or self._buffer.dtype != dtype:
+            self._buffer = torch.empty(some.numel(), dtype=dtype)
+        return self._buffer[: some.numel()].view(some.shape).copy_(some)
 
 
 class BatchRings:
