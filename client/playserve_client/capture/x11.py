@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -32,7 +33,8 @@ def open_display(name: str | None = None) -> Any:
     try:
         display = xdisplay.Display(name)
     except (xerror.DisplayError, OSError) as error:
-        raise DisplayMissingError(f"no X server answers at {name or 'DISPLAY'}: {error}") from error
+        shown = name or os.environ.get("DISPLAY", "")
+        raise DisplayMissingError(f"no X server answers at {shown!r}: {str(error).splitlines()[0]}") from error
     if "XWAYLAND" in display.list_extensions():
         display.close()
         raise WaylandError(_XWAYLAND_ADVICE)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,9 +40,16 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def _forget_event_codes() -> None:
+    """Make python-xlib forget the last server: it keeps one table of extensions' events for all, which differ."""
+    if (protocol := sys.modules.get("Xlib.protocol.display")) is not None:
+        protocol.Display.event_classes = sys.modules["Xlib.protocol.event"].event_class.copy()
+
+
 @contextlib.contextmanager
 def xserver(program: str, log: Path, *, width: int = 1024, height: int = 768) -> Iterator[XServer]:
     """Start Xvfb or Xvnc, and end it."""
+    _forget_event_codes()
     port = 0
     if program == "Xvnc":
         port = free_port()
