@@ -13,7 +13,7 @@ from playserve.errors import BadActionError, BadSettingError, NotImplementedHere
 from playserve.specs import DesktopActionSpec, GapMode, PolicySpec
 from playserve_trainer.flops import count_flops
 from playserve_trainer.models.p2p import SIZES, P2PConfig, P2PPolicy, config_of_size
-from playserve_trainer.models.p2p.packed import can_pack
+from playserve_trainer.models.p2p.packed import can_pack, computes_bfloat16
 from playserve_trainer.models.p2p.tokens import step_mask, window_mask
 from playserve_trainer.models.p2p.trunk import EfficientNetTrunk, ImageTokenizer, load_torchvision_trunk
 from playserve_trainer.models.policy import IGNORED_LABEL, INSTRUCTION, TARGETS, LabelCounts
@@ -219,8 +219,10 @@ def test_torchvision_weights_of_the_trunk(tmp_path: object) -> None:
         torch.testing.assert_close(tensor.float(), theirs[f"features.{name}"].to(tensor.dtype).float())
 
 
-@pytest.mark.skipif(not can_pack(), reason="needs FBGEMM")
-def test_packed_weights_play_alike(small: MakeSmall) -> None:
+@pytest.mark.parametrize(("precision", "close"), [("float32", 1e-5), ("bfloat16", 0.02)])
+def test_weights_made_for_play_play_alike(small: MakeSmall, precision: str, close: float) -> None:
+    if precision == "bfloat16" and computes_bfloat16():
+        close = 0.2
     torch.manual_seed(0)
     policy = small(width=256, heads=4, trunk="efficientnet_b0", frame_size=64)
     for module in policy.modules():
@@ -231,6 +233,6 @@ def test_packed_weights_play_alike(small: MakeSmall) -> None:
     inputs = {"frame": frames, TARGETS: torch.zeros(1, 6, 8, dtype=torch.int64)}
     actions, first = torch.zeros(1, 6, 8, dtype=torch.int64), torch.zeros(1, 6, dtype=torch.bool)
     wanted = policy(inputs, actions, first).logits
-    policy.pack_weights()
+    assert policy.prepare_for_play(precision) == (precision == "float32" or computes_bfloat16() or can_pack())
     for got, logits in zip(policy(inputs, actions, first).logits, wanted, strict=True):
-        torch.testing.assert_close(got, logits, atol=0.02, rtol=0.02)
+        torch.testing.assert_close(got, logits, atol=close, rtol=close)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-__all__ = ["HalfLinear", "can_pack", "fold_batch_norms", "pack_linears"]
+__all__ = ["HalfLinear", "can_pack", "computes_bfloat16", "fold_batch_norms", "pack_linears"]
 
 _SMALLEST = 1 << 16  # parameters; packing gains nothing for less
 
@@ -22,6 +22,12 @@ _SMALLEST = 1 << 16  # parameters; packing gains nothing for less
 def can_pack() -> bool:
     """Return whether this build of torch has the kernels (x86 with AVX2)."""
     return "fbgemm" in torch.backends.quantized.supported_engines
+
+
+def computes_bfloat16() -> bool:
+    """Return whether the CPU has instructions for bfloat16; others emulate it, ten times slower than float32."""
+    able = torch.cpu.get_capabilities()
+    return bool(able.get("amx_bf16") or able.get("avx512_bf16"))
 
 
 class HalfLinear(nn.Module):

@@ -18,7 +18,7 @@ from playserve_trainer.models.p2p.backbone import Backbone
 from playserve_trainer.models.p2p.config import P2PConfig
 from playserve_trainer.models.p2p.decoder import ActionDecoder
 from playserve_trainer.models.p2p.loss import LossParts, p2p_loss
-from playserve_trainer.models.p2p.packed import can_pack, fold_batch_norms, pack_linears
+from playserve_trainer.models.p2p.packed import can_pack, computes_bfloat16, fold_batch_norms, pack_linears
 from playserve_trainer.models.p2p.ring import make_rings
 from playserve_trainer.models.p2p.text import LazyEncoder
 from playserve_trainer.models.p2p.tokens import ActionEmbedding, ActionLogits, TokenAssembly, groups
@@ -163,28 +163,23 @@ class P2PPolicy(Policy):
         return p2p_loss(logits, labels_BTH, counts, self._groups, self.config.z_weight)
 
     def prepare_for_play(self, precision: str) -> bool:
-        """See :class:`Policy`. Half-precision weights: packed ones on a CPU that has kernels for them; bfloat16."""
-        if precision != "bfloat16":
-            return False
-        if self.device().type != "cpu":
-            self.eval().requires_grad_(False).to(torch.bfloat16)
-            return True
-        if can_pack():
-            self.pack_weights()
-            return True
-        return False
+        """See :class:`Policy`. The trunk's BatchNorms are folded into its convolutions.
 
-    def pack_weights(self) -> None:
-        """Make the steps of a CPU faster: see :mod:`playserve_trainer.models.p2p.packed`. For play only.
-
-        Raises:
-            NotImplementedHereError: This machine has no kernels for it.
+        "bfloat16" is bfloat16 weights on GPUs and on CPUs that compute in it; on other x86 CPUs float16 matrices
+        computed in float32 (see :mod:`playserve_trainer.models.p2p.packed`); elsewhere nothing.
         """
-        if self.device().type != "cpu" or not can_pack():
-            raise NotImplementedHereError("weights can be packed on x86 CPUs with AVX2 only")
         self.eval().requires_grad_(False)
         fold_batch_norms(self.image.trunk)
-        pack_linears(self)
+        if precision == "float32":
+            return True
+        device = self.device()
+        if device.type != "cpu" or computes_bfloat16():
+            self.to(torch.bfloat16)
+        elif can_pack():
+            pack_linears(self)
+        else:
+            return False
+        return True
 
     def action_out(self, inputs: Mapping[str, Tensor], actions_BTH: Tensor, first_BT: Tensor, *, keep: bool = False
                    ) -> tuple[Tensor, Mapping[str, Tensor]]:  # fmt: skip
