@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
@@ -233,7 +233,11 @@ class PlayStream:
                 raise MalformedMessageError("a message without content, or of a kind that this server does not know")
         except PlayserveError as error:
             self._core.metrics.error(session.policy.spec.name, error.reason)
-            self._outbox.put(convert.step_error(seq, error))
+            if seq == 0 and self._configuring:  # it has no number: the client knows it by its order
+                refusal = convert.step_error(seq, error)
+                self._in_turn(lambda: self._outbox.put(refusal))
+            else:
+                self._outbox.put(convert.step_error(seq, error))
 
     async def _step(self, session: Session, step: ps.Step) -> None:
         arrived_ns = time.monotonic_ns()
@@ -278,29 +282,42 @@ class PlayStream:
             return
         # The game goes on under the old settings until the new instruction is embedded. What is changed after it waits
         # for it: clients know their Configured by its order.
-        before = self._configuring[-1] if self._configuring else None
-        task = asyncio.create_task(self._configure_in_turn(session, message, before))
-        self._configuring.append(task)
-        task.add_done_callback(self._configuring.remove)
+        embedding = asyncio.create_task(self._read_changes(session, message))
+        self._in_turn(lambda: self._settle_changes(session, embedding), embedding)
 
-    async def _configure_in_turn(
-        self, session: Session, message: ps.Configure, before: asyncio.Task[None] | None
-    ) -> None:
-        changes: dict[str, Any] = {}
-        failed: PlayserveError | None = None
+    async def _read_changes(self, session: Session, message: ps.Configure) -> dict[str, Any] | PlayserveError:
         try:
             changes = _changes(message)
             if "instruction" in changes:
                 await embed(session.policy, self._embedders, changes["instruction"])
         except PlayserveError as error:
-            failed = error
-        if before is not None:
-            await asyncio.wait([before])
-        if failed is not None:
-            self._core.metrics.error(session.policy.spec.name, failed.reason)
-            self._outbox.put(convert.step_error(0, failed))
+            return error
+        return changes
+
+    def _settle_changes(self, session: Session, embedding: asyncio.Task[dict[str, Any] | PlayserveError]) -> None:
+        changes = embedding.result()
+        if isinstance(changes, PlayserveError):
+            self._core.metrics.error(session.policy.spec.name, changes.reason)
+            self._outbox.put(convert.step_error(0, changes))
         elif self._current() is session:
             self._apply(session, changes)
+
+    def _in_turn(self, answer: Callable[[], None], *first: asyncio.Task[Any]) -> None:
+        """Call `answer` after the changes of settings that were asked for before, and after `first`."""
+        wait_for = {*self._configuring[-1:], *first}
+
+        async def wait() -> None:
+            try:
+                await asyncio.wait(wait_for)
+            except asyncio.CancelledError:  # the stream is over
+                for task in first:
+                    task.cancel()
+                raise
+            answer()
+
+        task = asyncio.create_task(wait())
+        self._configuring.append(task)
+        task.add_done_callback(self._configuring.remove)
 
     def _apply(self, session: Session, changes: dict[str, Any]) -> None:
         settings = self._core.configure(session, **changes)

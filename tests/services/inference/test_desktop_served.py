@@ -12,7 +12,7 @@ import pytest
 from desktop_policy import HEADS, DesktopPolicy, encode, enter
 
 from playserve.actions import DesktopAction
-from playserve.errors import BadSettingError, PlayserveError, StepFailedError
+from playserve.errors import BadSettingError, EpisodeReusedError, PlayserveError, StepFailedError
 from playserve.settings import ActionSource, Extras, MouseDecode, Pace, Sampling, SamplingMode
 from playserve_client.aio import PolicyClient
 from playserve_services.inference.app import InferenceServer
@@ -127,9 +127,12 @@ def test_a_change_behind_an_unreadable_instruction_counts_and_keeps_its_order() 
             reading = asyncio.create_task(session.configure(instruction="unreadable"))
             await asyncio.sleep(0)
             behind = asyncio.create_task(session.configure(sampling=Sampling(temperature=2.0)))
+            reset = asyncio.create_task(session.reset(episode_id=0))
             with pytest.raises(PlayserveError, match="embedded"):
                 await reading
             assert await behind == 2
+            with pytest.raises(EpisodeReusedError):
+                await reset
 
     asyncio.run(main())
 
