@@ -6,7 +6,9 @@ It knows the rules of the scenarios and nothing of policies, goals or recordings
 from __future__ import annotations
 
 import contextlib
+import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,8 +82,10 @@ class DoomGame:
             raise BadSettingError(f"screen {screen!r} is none of {', '.join(SCREENS)}")
         self.scenario = scenario
         self._variables = [getattr(vizdoom.GameVariable, name) for name in PROBES]
-        self._files = tempfile.TemporaryDirectory(prefix="playserve-doom-")
         self._game = game = vizdoom.DoomGame()
+        self._folder = Path(tempfile.mkdtemp(prefix="playserve-doom-"))
+        # Also where nobody closes it: the process is gone, and then its files, before this process ends.
+        self._end = weakref.finalize(self, _end, game, self._folder)
         self._state: Any = None
         self._buttons = [vizdoom.Button.__members__[KEYS[key]] for key in scenario.keys]
         if scenario.attacks:
@@ -107,7 +111,7 @@ class DoomGame:
                     _LEFT_BEHIND.rmdir()
 
     def _load(self, screen: str) -> None:
-        game, folder = self._game, Path(self._files.name)
+        game, folder = self._game, self._folder
         if self.scenario.made:
             wad = folder / f"{self.scenario.name}.wad"
             two_vests_wad(wad)
@@ -217,9 +221,13 @@ class DoomGame:
     def close(self) -> None:
         """End the process; more than once is fine."""
         self._state = None
-        with contextlib.suppress(Exception):  # a process that is gone cannot be asked to go
-            self._game.close()
-        self._files.cleanup()
+        self._end()
 
 
 _LEFT_BEHIND = Path("_vizdoom")
+
+
+def _end(game: vizdoom.DoomGame, folder: Path) -> None:
+    with contextlib.suppress(Exception):  # a process that is gone cannot be asked to go
+        game.close()
+    shutil.rmtree(folder, ignore_errors=True)

@@ -10,7 +10,14 @@ from typing import Any
 from playserve_client.evaluate.families import Recorded, Role
 from playserve_client.evaluate.journal import Result
 from playserve_client.evaluate.plan import Row, Settings
-from playserve_client.evaluate.statistics import RESAMPLES, Interval, bootstrap_difference, bootstrap_mean, deciles
+from playserve_client.evaluate.statistics import (
+    RESAMPLES,
+    Interval,
+    bootstrap_difference,
+    bootstrap_mean,
+    bootstrap_normalised,
+    deciles,
+)
 
 __all__ = ["RowSummary", "build_report", "summarize"]
 
@@ -171,8 +178,33 @@ def build_report(
         "complete": all(row.episodes == row.planned for row in rows),
         "rows": [asdict(row) for row in [*rows, *elsewhere]],
         "versus_best_baseline": _versus(rows, finished),
+        "normalised": _normalised(rows, finished) if rules.normalises else [],
         "episodes": [asdict(result) for row in settings.rows() for result in finished[row.key]],
     }
+
+
+def _normalised(rows: Sequence[RowSummary], finished: Mapping[str, Sequence[Result]]) -> list[dict[str, Any]]:
+    """Return, for each row, which part of the way from the random player to the expert it went, with its interval."""
+    found = []
+    for row in rows:
+        beside = [other for other in rows if other.stickiness == row.stickiness and other.mean is not None]
+        low = next((other for other in beside if other.key.partition("-")[0] == "random"), None)
+        high = next((other for other in beside if other.role == "expert"), None)
+        if row.mean is None or low is None or high is None or row in (low, high):
+            continue
+        assert low.mean is not None and high.mean is not None  # noqa: S101, PT018 - `beside` has means
+        interval = bootstrap_normalised(
+            *([result.score for result in finished[key]] for key in (row.key, low.key, high.key))
+        )
+        way = high.mean - low.mean
+        found.append({
+            "row": row.key,
+            "random": low.mean,
+            "expert": high.mean,
+            "value": (row.mean - low.mean) / way if way > 0 else None,
+            "interval": None if interval is None else asdict(interval),
+        })  # fmt: skip
+    return found
 
 
 def _versus(rows: Sequence[RowSummary], finished: Mapping[str, Sequence[Result]]) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["RESAMPLES", "Interval", "bootstrap_difference", "bootstrap_mean", "deciles"]
+__all__ = ["RESAMPLES", "Interval", "bootstrap_difference", "bootstrap_mean", "bootstrap_normalised", "deciles"]
 
 RESAMPLES = 10_000
 # Values drawn at once: 10,000 resamples of 10,000 scores would not fit in memory.
@@ -47,6 +47,30 @@ def bootstrap_difference(
     rng = np.random.default_rng(seed)
     means = _resampled_means(np.asarray(values, np.float64), resamples, rng)
     return _percentiles(means - _resampled_means(np.asarray(others, np.float64), resamples, rng), confidence)
+
+
+def bootstrap_normalised(
+    values: Sequence[float],
+    low: Sequence[float],
+    high: Sequence[float],
+    *,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval | None:
+    """Return the interval of (mean(values) - mean(low)) / (mean(high) - mean(low)), all three resampled independently.
+
+    None for fewer than two of any, and where `high` is not above `low` in 97.5% of the resamples: then the part of a
+    way that may be none means nothing.
+    """
+    if min(len(values), len(low), len(high)) < 2:
+        return None
+    rng = np.random.default_rng(seed)
+    means, lows, highs = (_resampled_means(np.asarray(v, np.float64), resamples, rng) for v in (values, low, high))
+    way = highs - lows
+    if np.quantile(way, (1 - confidence) / 2) <= 0:
+        return None
+    return _percentiles((means - lows)[way > 0] / way[way > 0], confidence)
 
 
 def deciles(values: Sequence[float]) -> list[float] | None:

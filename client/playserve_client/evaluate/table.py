@@ -99,6 +99,8 @@ def _columns(report: Mapping[str, Any], layout: _Layout) -> list[_Column]:
         _Column("mean [95% interval]", _mean, no_wrap=False),
         _Column("median", lambda row: _number(row["median"])),
     ]
+    if normalised := {item["row"]: item for item in report.get("normalised", ())}:
+        columns.append(_Column("normalised", lambda row: _normalised(normalised.get(row["key"])), no_wrap=False))
     if layout.deciles:
         columns.append(_Column("deciles 10% ... 90%", _deciles, "left", no_wrap=False))
     columns.append(_Column("steps", lambda row: "-" if row["mean_steps"] is None else f"{row['mean_steps']:,.0f}"))
@@ -117,6 +119,14 @@ def _mean(row: Mapping[str, Any]) -> str:
     interval = row["mean_interval"]
     shown = f"[{_number(interval['low'])}, {_number(interval['high'])}]" if interval else "[-]"
     return f"{_number(row['mean'])} {shown}"
+
+
+def _normalised(item: Mapping[str, Any] | None) -> str:
+    if item is None or item["value"] is None:
+        return "-"
+    interval = item["interval"]
+    shown = f" [{interval['low']:.2f}, {interval['high']:.2f}]" if interval else ""
+    return f"{item['value']:.2f}{shown}"
 
 
 def _deciles(row: Mapping[str, Any]) -> str:
@@ -143,6 +153,8 @@ def _notes(report: Mapping[str, Any]) -> list[str]:
         interval = row["interval"]
         shown = f" [{_number(interval['low'])}, {_number(interval['high'])}]" if interval else ""
         notes.append(f"{row['row']} is {_number(row['difference'])}{shown} above {row['baseline']}, the best baseline")
+    if report.get("normalised"):
+        notes.append("normalised: (score - random) / (expert - random), all three resampled for the interval")
     notes += [line for row in report["rows"] if (line := _ends(row))]
     repeating = [row for row in report["rows"] if row["distinct"] < row["episodes"]]
     if repeating:

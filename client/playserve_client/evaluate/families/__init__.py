@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from playserve_client.evaluate.families.atari import AtariFamily
 from playserve_client.evaluate.families.base import Choice, Contender, FactColumn, Family, PlayerSource, Recorded, Role
+from playserve_client.evaluate.families.doom import DoomFamily
 from playserve_client.evaluate.families.generic import GenericFamily
 from playserve_client.evaluate.families.nethack import NetHackFamily
 
@@ -23,7 +24,7 @@ __all__ = [
 ]
 
 #: The families that are subcommands of ``playserve rollout``, by name.
-COMMANDS: dict[str, Family] = {"atari": AtariFamily(), "nethack": NetHackFamily()}
+COMMANDS: dict[str, Family] = {"atari": AtariFamily(), "doom": DoomFamily(), "nethack": NetHackFamily()}
 
 
 def family_of(name: str) -> Family:

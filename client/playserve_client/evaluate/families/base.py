@@ -121,6 +121,7 @@ class Family(Protocol):
         records_films: Whether ``--record`` makes films, which need pillow.
         seeds_are_games: Whether another seed is always another game. Where it is not, equal actions and rewards are
             an equal game, however many seeds it had.
+        normalises: Whether scores are also told as parts of the way from the random player to the expert.
         summary: Help of the subcommand.
     """
 
@@ -134,6 +135,8 @@ class Family(Protocol):
     def records_films(self) -> bool: ...  # noqa: D102
     @property
     def seeds_are_games(self) -> bool: ...  # noqa: D102
+    @property
+    def normalises(self) -> bool: ...  # noqa: D102
     @property
     def summary(self) -> str: ...  # noqa: D102
 

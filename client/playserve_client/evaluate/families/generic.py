@@ -27,6 +27,7 @@ class GenericFamily:
     columns: tuple[FactColumn, ...] = ()
     records_films: bool = True
     seeds_are_games: bool = False
+    normalises: bool = False
     summary: str = "your own environment"
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
