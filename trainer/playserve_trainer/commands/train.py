@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from playserve.errors import BadSettingError, DataLossError, StateError
-from playserve_trainer.recipes import Recipe, atari, nethack
+from playserve_trainer.recipes import Recipe, atari, nethack, p2p
 from playserve_trainer.train.config import OPTIMIZERS, PARALLEL, PRECISIONS, SCHEDULES, TrainConfig
 
 if TYPE_CHECKING:
@@ -23,7 +23,10 @@ __all__ = ["SUMMARY", "configure", "run"]
 SUMMARY = "Train a policy on recorded episodes."
 
 _CONFIG_NAME = "config.json"
-_RECIPES: Mapping[str, Recipe] = {"atari": atari, "nethack": nethack}
+_RECIPES: Mapping[str, Recipe] = {"atari": atari, "nethack": nethack, "p2p": p2p}
+
+# Scores that the summary on the screen has room for.
+_SHOWN_SCORES = ("test_loss", "ce_key", "ce_button", "ce_dx", "ce_dy", "rce_key")
 
 # Flags that are no settings of the run.
 _NO_SETTINGS = ("command", "family", "publish", "resume", "run", "store")
@@ -232,10 +235,13 @@ def _report(trainer: Trainer, summary: Mapping[str, Any]) -> None:
             + (f", {summary['data_wait_fraction']:.1%} waiting" if summary["data_wait_fraction"] is not None else ""),
         )
     if held_out:
-        table.add_row("held out", f"loss {held_out['loss']:.4f}, accuracy {held_out['accuracy']:.2%}")
+        table.add_row(
+            "held out", f"loss {held_out['loss']:.4f}, accuracy {held_out['accuracy']:.2%}{_scores(held_out)}"
+        )
     for baseline in summary["baselines"]:
         name = baseline["name"].replace("_", " ")
-        table.add_row(f"  {name}", f"loss {baseline['loss']:.4f}, accuracy {baseline['accuracy']:.2%}")
+        scores = _scores(baseline["scores"])
+        table.add_row(f"  {name}", f"loss {baseline['loss']:.4f}, accuracy {baseline['accuracy']:.2%}{scores}")
     if summary["finished"]:
         table.add_row("checkpoint", escape(summary["checkpoint"]))
     if summary["published"]:
@@ -247,3 +253,8 @@ def _report(trainer: Trainer, summary: Mapping[str, Any]) -> None:
         console.print(f"{len(data['damaged'])} damaged files were left out:", style="yellow")
         for item in data["damaged"]:
             console.print(f"  {item['error']}", markup=False, soft_wrap=True)
+
+
+def _scores(values: Mapping[str, float]) -> str:
+    """Return the scores that are for people, if there are any; summary.json has all."""
+    return "".join(f", {name.replace('_', ' ')} {values[name]:.4f}" for name in _SHOWN_SCORES if name in values)

@@ -1,0 +1,326 @@
+"""The `p2p` recipe: Open Pixel2Play's architecture on recordings in its format, at its sizes or at those for a CPU."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from playserve.errors import BadSettingError, NotFoundError
+from playserve_trainer.recipes import Prepared
+from playserve_trainer.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from playserve_trainer.data.p2p import Recordings
+    from playserve_trainer.data.p2p_clips import ClipSet
+    from playserve_trainer.data.p2p_frames import FrameStore
+    from playserve_trainer.models.p2p import P2PPolicy
+
+__all__ = ["DEFAULTS", "MODEL_FLAGS", "OPTION_FLAGS", "SUMMARY", "TASK_FLAG", "configure", "parse_mix", "prepare",
+           "settings"]  # fmt: skip
+
+SUMMARY = "vision, text and past actions to keyboard and mouse, on recordings in Open P2P's format"
+TASK_FLAG = "game"
+MODEL_FLAGS: tuple[str, ...] = ("size", "text_encoder", "dropout", "mouse_decode", "history")
+OPTION_FLAGS: tuple[str, ...] = (
+    "augment", "mix", "cache", "cache_limit_mib", "text_dropout", "decoders",
+)  # fmt: skip
+
+_FAMILY = "p2p"
+_SIZE = "1m"
+_EVERY_GAME = "all"
+#: Prefix of the trunk's parameters.
+_TRUNK = "image.trunk."
+
+_SMALL: Mapping[str, Any] = MappingProxyType(
+    {"batch_size": 16, "sequence_length": 64, "lr": 1e-3, "weight_decay": 0.01, "beta2": 0.99, "warmup_steps": 100}
+)
+_LARGE: Mapping[str, Any] = MappingProxyType(
+    {"batch_size": 8, "sequence_length": 200, "lr": 1e-4, "weight_decay": 1e-4, "warmup_steps": 1000}
+)
+
+#: Settings of every size, and beneath a size's name those in which it differs.
+DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "": MappingProxyType(
+            {
+                "optimizer": "adamw", "clip_norm": 1.0, "schedule": "cosine", "ema_decay": 0.999,
+                "eval_samples": 16_384, "eval_every_steps": 500,
+            }
+        ),
+        "1m": _SMALL,
+        "6m": MappingProxyType({**_SMALL, "lr": 7e-4}),
+        "16m": MappingProxyType({**_SMALL, "lr": 5e-4}),
+        "150m": MappingProxyType({**_LARGE, "batch_size": 10}),
+        "300m": _LARGE,
+        "600m": _LARGE,
+        "1.2b": MappingProxyType({**_LARGE, "batch_size": 5, "lr": 3e-5}),
+    }
+)  # fmt: skip
+
+_OPTIONS: Mapping[str, Any] = MappingProxyType(
+    {"augment": True, "mix": [], "cache": "", "cache_limit_mib": 8192, "text_dropout": 0.0, "decoders": 0}
+)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the family's flags."""
+    only: dict[str, Any] = {"default": argparse.SUPPRESS}
+    parser.add_argument(
+        "--game", help="only recordings of this game, such as doom or doom/basic (default: all)", **only
+    )
+    parser.add_argument(
+        "--size", choices=[size for size in DEFAULTS if size], help=f"size of the net (default {_SIZE})", **only
+    )
+    parser.add_argument(
+        "--text-encoder", metavar="NAME", **only,
+        help='"none", "words", "embeddinggemma" or a sentence-transformers model (default: words, where there are any)',
+    )  # fmt: skip
+    parser.add_argument("--history", type=int, help="past steps that each layer looks back over", **only)
+    parser.add_argument("--dropout", type=float, help="of what attention adds, in training", **only)
+    parser.add_argument("--mouse-decode", help="how mouse bins become pixels when it plays", **only)
+    parser.add_argument("--freeze-trunk", action="store_true", help="do not train what sees the frame", **only)
+    parser.add_argument("--no-augment", dest="augment", action="store_false", help="show frames as they are", **only)
+    parser.add_argument(
+        "--mix", action="append", metavar="NAME=DIR:SHARE", **only,
+        help="take this share of the clips from other recordings, such as corrections=DIR:0.2; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--text-dropout", type=float, help="share of clips that see no instruction (default 0)", **only)
+    parser.add_argument(
+        "--cache", metavar="DIR", help="where what is read is kept (default: .playserve in DATA)", **only
+    )
+    parser.add_argument(
+        "--cache-limit-mib", type=int, metavar="N", **only,
+        help="decode frames once into a file in the cache if it is at most this long; 0: never (default 8192)",
+    )  # fmt: skip
+    parser.add_argument("--decoders", type=int, help="threads that decode (default: one for each core)", **only)
+
+
+def settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return training settings for the flags given: `game` becomes `task`, the rest goes to `model` and `options`."""
+    rest = dict(given)
+    task = rest.pop(TASK_FLAG, _EVERY_GAME)
+    model = {flag: rest.pop(flag) for flag in MODEL_FLAGS if flag in rest}
+    options = {flag: rest.pop(flag) for flag in OPTION_FLAGS if flag in rest}
+    size = model.get("size", _SIZE)
+    if not rest.get("init_from"):  # whose checkpoint says its size
+        model["size"] = size
+    if isinstance(model.get("history"), int):
+        model["history"] = [model["history"]]
+    if rest.pop("freeze_trunk", False):
+        rest["freeze"] = ",".join(filter(None, (rest.get("freeze", ""), _TRUNK)))
+    for text in options.get("mix", ()):
+        parse_mix(text)
+    values: dict[str, Any] = {**DEFAULTS[""], **DEFAULTS.get(size, {})}
+    values |= {"family": _FAMILY, "task": task, "model": model, "options": {**_OPTIONS, **options}}
+    return {**values, **rest}
+
+
+def parse_mix(text: str) -> tuple[str, Path, float]:
+    """Return (name, folder, share) of "NAME=DIR:SHARE".
+
+    Raises:
+        BadSettingError: It is not of that form, or the share is not between 0 and 1.
+    """
+    name, equals, place = text.partition("=")
+    folder, colon, share = place.rpartition(":")
+    try:
+        value = float(share)
+    except ValueError:
+        value = 0.0
+    if not (name and equals and folder and colon and 0.0 < value < 1.0):
+        raise BadSettingError(f"mix {text!r}, wanted NAME=DIR:SHARE with a share between 0 and 1")
+    return name, Path(folder), value
+
+
+def prepare(config: TrainConfig, progress: Callable[[int, int], None] | None = None) -> Prepared:
+    """Read the recordings and make the policy.
+
+    Raises:
+        NotFoundError: There are no recordings, or none of the game.
+        NoEpisodesError: None can be used, or too few to hold one out.
+        BadSettingError: A setting does not fit the data, the memory or the checkpoint to begin from.
+    """
+    import torch
+
+    from playserve.p2p.vocabulary import Vocabulary
+    from playserve_trainer.data.p2p_scores import ActionScores, Guesses, guess_baselines
+    from playserve_trainer.models.p2p.tokens import groups
+    from playserve_trainer.models.registry import build
+    from playserve_trainer.train.evaluate import evaluation_batches
+
+    options = {**_OPTIONS, **config.options}
+    base = _model(config)
+    vocabulary, frame_size = Vocabulary.from_json(base["vocabulary"]), int(base["frame_size"])
+    main, mixed = _read(config, options, vocabulary, frame_size, progress)
+    if "text_encoder" not in base:
+        base["text_encoder"] = "words" if any(part.texts for part in (main, *(m for m, _ in mixed))) else "none"
+    torch.manual_seed(config.seed)
+    policy = build(_FAMILY, base)
+    maker = _Maker(config, options, policy)
+    stores = [maker.store(part, progress) for part in (main, *(m for m, _ in mixed))]
+    main, report = stores[0][0], stores[0][0].report
+    rest = 1.0 - sum(share for _, share in mixed)
+    sets = [maker.clip_set(*stores[0], held_out=False, share=rest)]
+    sets += [
+        maker.clip_set(*store, held_out=False, share=share) for store, (_, share) in zip(stores[1:], mixed, strict=True)
+    ]
+    source = maker.clips(sets, training=True)
+    if mixed:
+        report = dataclasses.replace(
+            report, digest=_digest([store[0].report.digest for store in stores], options["mix"])
+        )
+    if not config.held_out:
+        return Prepared(policy=policy, source=source, held_out=None, report=report)
+    held_out = maker.clips([maker.clip_set(*stores[0], held_out=True, share=1.0)], training=False)
+    of_heads = groups(vocabulary)
+    guesses = Guesses.fit(main, maker.chosen(main, held_out=False), of_heads)
+    baselines = guess_baselines(guesses, held_out, evaluation_batches(held_out, config.eval_samples), of_heads)
+    by_frequency = {name: baselines[0].scores[f"ce_{name}"] for name, _, _ in of_heads}
+    return Prepared(
+        policy=policy,
+        source=source,
+        held_out=held_out,
+        report=report,
+        baselines=baselines,
+        scores=ActionScores(of_heads, by_frequency),
+    )
+
+
+def _model(config: TrainConfig) -> dict[str, Any]:
+    """Return the policy's config as JSON: the named size's, or the checkpoint's to begin from, and what was chosen."""
+    from playserve_trainer import checkpoint
+    from playserve_trainer.models.p2p.config import config_of_size
+    from playserve_trainer.models.registry import config_to_json
+
+    chosen = dict(config.model)
+    if config.init_from:
+        manifest = checkpoint.read_manifest(config.init_from)
+        if manifest.family != _FAMILY:
+            raise BadSettingError(f"init_from: {config.init_from} holds a policy of {manifest.family}, not {_FAMILY}")
+        return {**manifest.config, **chosen}
+    base = config_to_json(config_of_size(chosen.pop("size", _SIZE)))
+    del base["text_encoder"]  # by default it goes by the data
+    return {**base, **chosen}
+
+
+def _read(
+    config: TrainConfig,
+    options: Mapping[str, Any],
+    vocabulary: Any,
+    frame_size: int,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[Recordings, list[tuple[Recordings, float]]]:
+    """Return the run's recordings, and those that are mixed in with their shares."""
+    from playserve_trainer.data.p2p import load_recordings
+
+    mixes = [parse_mix(text) for text in options["mix"]]
+    if sum(share for _, _, share in mixes) >= 1:
+        raise BadSettingError(f"mix: the shares of {', '.join(options['mix'])} leave nothing for the data themselves")
+    cache = Path(options["cache"]) if options["cache"] else None
+    found = []
+    for folder, fraction in ((Path(config.data), config.held_out), *((folder, 0.0) for _, folder, _ in mixes)):
+        found.append(
+            load_recordings(
+                folder, vocabulary, frame_size=frame_size, held_out_fraction=fraction, cache=cache, progress=progress
+            )
+        )
+    main, *others = found
+    held_out = {Path(main.folders[r]).name for r in main.select(held_out=True)}
+    for number, other in enumerate(others):
+        # What is held out of the data is not learnt by another way.
+        keep = other.held_out_R | [Path(folder).name in held_out for folder in other.folders]
+        others[number] = dataclasses.replace(other, held_out_R=keep)
+    return main, list(zip(others, (share for _, _, share in mixes), strict=True))
+
+
+def _digest(digests: Sequence[str], mixes: Sequence[str]) -> str:
+    import hashlib
+    import json
+
+    return hashlib.sha256(json.dumps([digests, [parse_mix(text)[2] for text in mixes]]).encode()).hexdigest()
+
+
+class _Maker:
+    """Makes frames, clips and text vectors as a run's settings say."""
+
+    def __init__(self, config: TrainConfig, options: Mapping[str, Any], policy: Any) -> None:
+        self._config, self._options = config, options
+        self._policy: P2PPolicy = policy
+
+    def chosen(self, recordings: Recordings, *, held_out: bool) -> NDArray[np.int64]:
+        """Return the recordings of the wanted game on one side of the split."""
+        import numpy as np
+
+        game = self._config.task
+        of_game = [game in (_EVERY_GAME, env, f"{env}/{subtype}") for env, subtype in recordings.games]
+        if not any(of_game):
+            known = sorted({f"{env}/{subtype}" if subtype else env for env, subtype in recordings.games})
+            raise NotFoundError(f"{recordings.directory} has no recording of {game!r}; it has {', '.join(known)}")
+        both = np.flatnonzero(np.array(of_game) & (recordings.held_out_R == held_out))
+        if not len(both):
+            side = "held out" if held_out else "to learn from"
+            raise NotFoundError(f"{recordings.directory} has no recording of {game!r} {side}: record more of it")
+        return both
+
+    def store(
+        self, recordings: Recordings, progress: Callable[[int, int], None] | None
+    ) -> tuple[Recordings, FrameStore]:
+        """Return the frames, decoded once where the file is short enough; without labels where they cannot be."""
+        import os
+
+        from playserve_trainer.data.p2p import default_cache, without_labels
+        from playserve_trainer.data.p2p_frames import VideoFrames, cache_bytes, cache_frames
+
+        if cache_bytes(recordings) > int(self._options["cache_limit_mib"]) << 20:
+            return recordings, VideoFrames(recordings)
+        cache = Path(self._options["cache"]) if self._options["cache"] else default_cache(recordings.directory)
+        workers = self._options["decoders"] or len(os.sched_getaffinity(0))
+        frames, broken = cache_frames(recordings, cache, workers, progress)
+        return without_labels(recordings, broken), frames
+
+    def clip_set(self, recordings: Recordings, frames: FrameStore, *, held_out: bool, share: float) -> ClipSet:
+        """Return the clips of one side of the split."""
+        from playserve_trainer.data.p2p_clips import ClipOrder, ClipSet
+
+        config = self._config
+        chosen = self.chosen(recordings, held_out=held_out)
+        order = ClipOrder(recordings, chosen, config.sequence_length, config.seed, moving=not held_out)
+        return ClipSet(recordings, frames, order, share)
+
+    def clips(self, sets: Sequence[ClipSet], *, training: bool) -> Any:
+        """Return the batches."""
+        from playserve_trainer.data.p2p_augment import Augmenter
+        from playserve_trainer.data.p2p_clips import Clips
+
+        config, options = self._config, self._options
+        return Clips(
+            sets,
+            batch_size=config.batch_size,
+            sequence_length=config.sequence_length,
+            seed=config.seed,
+            text_vectors=self._text_vectors(sets),
+            text_width=self._policy.config.text_width,
+            text_dropout=options["text_dropout"] if training else 0.0,
+            augment=Augmenter() if training and options["augment"] else None,
+            workers=options["decoders"],
+            memory_limit_bytes=config.memory_limit_mib << 20,
+            batches_ahead=config.prefetch,
+        )
+
+    def _text_vectors(self, sets: Sequence[ClipSet]) -> dict[str, NDArray[np.float32]] | None:
+        from playserve_trainer.data.p2p_texts import embed_texts
+        from playserve_trainer.models.policy import INSTRUCTION
+
+        if INSTRUCTION not in self._policy.context_inputs():
+            return None
+        vectors: dict[str, NDArray[np.float32]] = {}
+        for part in sets:
+            vectors |= embed_texts(part.recordings, self._policy, self._options["cache"])
+        return vectors
