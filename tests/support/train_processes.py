@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from playserve_trainer.data.batches import IGNORED_LABEL, Batch
-from playserve_trainer.models.policy import UNKNOWN_ACTION
+from playserve_trainer.models.p2p import P2PPolicy, config_of_size
+from playserve_trainer.models.policy import INSTRUCTION, TARGETS, UNKNOWN_ACTION, Policy
 from playserve_trainer.models.tiny_recurrent import TinyRecurrentConfig, TinyRecurrentPolicy
 from playserve_trainer.train.config import TrainConfig
 from playserve_trainer.train.loop import Trainer
@@ -28,6 +29,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "ddp_resumed": {"accumulate": 2, "ema_decay": 0.9, "carries_state": True, "stop_at": 4},
     "fsdp": {"parallel": "fsdp", "ema_decay": 0.9, "accumulate": 2},
     "fsdp_resumed": {"parallel": "fsdp", "ema_decay": 0.9, "accumulate": 2, "stop_at": 4},
+    "p2p_ddp": {"family": "p2p", "max_steps": 3, "freeze": "image.trunk."},
+    "p2p_fsdp": {"family": "p2p", "max_steps": 3, "parallel": "fsdp", "accumulate": 2},
 }
 _B, _T = 8, 5
 
@@ -58,6 +61,44 @@ class Cells:
         return Batch({"observation": observation}, executed, first, labels.unsqueeze(-1), now.numel())
 
 
+class Screens:
+    """Random frames and actions for a small p2p policy; every row has another number of labels."""
+
+    batch_size, sequence_length, num_samples, carries_state = _B, _T, 1000, False
+
+    def __init__(self, seed: int, heads: tuple[int, ...]) -> None:
+        self._seed, self._heads = seed, heads
+        self.asked: list[tuple[int, int]] = []
+
+    def batch(self, index: int) -> Batch:
+        return self.part(index, 0, _B)
+
+    def part(self, index: int, start: int, stop: int) -> Batch:
+        self.asked.append((start, stop))
+        rows = [np.random.default_rng([self._seed, index, row]) for row in range(start, stop)]
+        frames = torch.from_numpy(np.stack([rng.integers(0, 256, (_T, 32, 32, 3), np.uint8) for rng in rows]))
+        tokens = np.stack([np.stack([rng.integers(0, n, _T) for n in self._heads], -1) for rng in rows])
+        targets, text = torch.from_numpy(tokens), torch.zeros(stop - start, _T, 16)
+        text[:, 2:] = torch.from_numpy(np.stack([rng.normal(size=16) for rng in rows])).float()[:, None]
+        labels = targets.clone()
+        for row in range(start, stop):
+            labels[row - start, : row % _T] = IGNORED_LABEL
+        first = torch.zeros(stop - start, _T, dtype=torch.bool)
+        first[:, 0] = True
+        executed = torch.cat([torch.full_like(targets[:, :1], UNKNOWN_ACTION), targets[:, :-1]], 1)
+        inputs = {"frame": frames, TARGETS: targets, INSTRUCTION: text}
+        return Batch(inputs, executed, first, labels, first.numel())
+
+
+def small_p2p() -> Policy:
+    """Return a p2p policy of a few thousand parameters; nothing in it is drawn while it trains."""
+    changes: dict[str, Any] = {
+        "layers": 2, "width": 32, "heads": 2, "decoder_layers": 1, "decoder_heads": 2, "frame_size": 32,
+        "history": (4,), "dropout": 0.0, "text_encoder": "words", "text_width": 16,
+    }  # fmt: skip
+    return P2PPolicy(config_of_size("1m", **changes))
+
+
 def train(out: Path, group: Group | None = None, *, resume: bool = False, **settings: Any) -> Trainer:
     """Do one run; with `stop_at` it is stopped after so many steps, and a second trainer goes on with it."""
     group = group or Group()
@@ -72,11 +113,18 @@ def train(out: Path, group: Group | None = None, *, resume: bool = False, **sett
         }
     )  # fmt: skip
     torch.manual_seed(config.seed)
-    shape = {"observation_shape": (2, 2), "observation_dtype": "float32"}
-    policy = TinyRecurrentPolicy(TinyRecurrentConfig(num_actions=4, hidden=7, **shape))
+    sources: list[Any]
+    policy: Policy
+    if config.family == "p2p":
+        policy = small_p2p()
+        sources = [Screens(seed, policy.heads()) for seed in (0, 1)]
+    else:
+        shape = {"observation_shape": (2, 2), "observation_dtype": "float32"}
+        policy = TinyRecurrentPolicy(TinyRecurrentConfig(num_actions=4, hidden=7, **shape))
+        sources = [Cells(seed, carries_state) for seed in (0, 1)]
     stopped: list[Trainer] = []
     trainer = Trainer(
-        config, policy, Cells(0, carries_state), Cells(1, carries_state), group=group,
+        config, policy, *sources, group=group,
         should_stop=lambda: stop_at is not None and bool(stopped) and stopped[0].step >= stop_at,
     )  # fmt: skip
     stopped.append(trainer)
