@@ -29,12 +29,13 @@ import numpy.typing as npt
 
 from playserve.errors import BadSettingError, ShapeMismatchError
 
-__all__ = ["AREA_V1", "HAMMING_V1", "RESIZES", "resize"]
+__all__ = ["AREA_V1", "HAMMING_V1", "RESIZES", "bgrx_to_rgb", "resize", "resize_bgrx"]
 
 AREA_V1 = "area-v1"
 HAMMING_V1 = "hamming-v1"
 
 Image = npt.NDArray[np.uint8]
+Buffer = bytes | bytearray
 
 # 255 * 16384 is below 2**24: sums over a column of pixels are exact in float32.
 _MAX_SIDE = 16384
@@ -48,6 +49,33 @@ def resize(frame: Image, height: int, width: int, resize_id: str = AREA_V1) -> I
     if frame.dtype != np.uint8 or frame.ndim not in (2, 3):
         raise ShapeMismatchError(f"frame of {frame.dtype} {list(frame.shape)}, wanted uint8 [H, W, C] or [H, W]")
     return method(frame, height, width)
+
+
+def resize_bgrx(pixels: Buffer, source: tuple[int, int], height: int, width: int, resize_id: str = AREA_V1) -> Image:
+    """Return what :func:`resize` makes of a picture as screens have it, in fewer passes over it.
+
+    Args:
+        pixels: Rows of pixels of 4 bytes: blue, green, red and one that means nothing.
+        source: [H, W] of the picture.
+        height: Of the result.
+        width: Of the result.
+        resize_id: See :data:`RESIZES`.
+    """
+    if resize_id != HAMMING_V1 or source == (height, width) or min(*source, height, width) < 1:
+        return resize(bgrx_to_rgb(pixels, *source), height, width, resize_id)
+    from PIL import Image as PillowImage
+
+    picture = PillowImage.frombuffer("RGB", (source[1], source[0]), pixels, "raw", "BGRX", 0, 1)
+    return np.array(picture.resize((width, height), PillowImage.Resampling.HAMMING))
+
+
+def bgrx_to_rgb(pixels: Buffer, height: int, width: int) -> Image:
+    """Return uint8 [H, W, 3] of rows of pixels of 4 bytes: blue, green, red and one that means nothing."""
+    bgrx = np.frombuffer(pixels, np.uint8).reshape(height, width, 4)
+    rgb = np.empty((height, width, 3), np.uint8)
+    # Plane by plane: five times as fast as one copy of a reversed view.
+    rgb[..., 0], rgb[..., 1], rgb[..., 2] = bgrx[..., 2], bgrx[..., 1], bgrx[..., 0]
+    return rgb
 
 
 def _area(frame: Image, height: int, width: int) -> Image:

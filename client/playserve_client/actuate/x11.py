@@ -31,6 +31,7 @@ class X11Backend:
         self._pynput = keyboard.KeyCode
         self._buttons = {ours: _pynput_button(mouse.Button, theirs) for ours, theirs in BUTTONS.items()}
         self._keysyms = _keysyms(self._display)
+        self._moved = False
 
     def can_press(self, code: str) -> bool:
         """Return whether the user's keyboard has the key."""
@@ -67,6 +68,7 @@ class X11Backend:
             y=max(-limit, min(limit, dy)),
         )
         self._display.flush()
+        self._moved = True
 
     def scroll(self, steps: int) -> None:
         """Turn the wheel."""
@@ -74,7 +76,9 @@ class X11Backend:
 
     def flush(self) -> None:
         """Return when the X server has taken the motion; pynput waits by itself."""
-        self._display.sync()
+        if self._moved:
+            self._display.sync()
+            self._moved = False
 
     def close(self) -> None:
         """Let go of the display."""

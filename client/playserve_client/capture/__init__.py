@@ -3,6 +3,7 @@
 from playserve_client.capture.base import (
     Capture,
     Image,
+    Picture,
     Region,
     Target,
     Window,
@@ -13,6 +14,6 @@ from playserve_client.capture.base import (
 from playserve_client.capture.platforms import Platform, detect_platform, open_capture, open_windows
 
 __all__ = [
-    "Capture", "Image", "Platform", "Region", "Target", "Window", "WindowSystem", "choose_window", "detect_platform",
-    "open_capture", "open_windows", "parse_region",
+    "Capture", "Image", "Picture", "Platform", "Region", "Target", "Window", "WindowSystem", "choose_window",
+    "detect_platform", "open_capture", "open_windows", "parse_region",
 ]  # fmt: skip

@@ -4,17 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from playserve.resize import bgrx_to_rgb, resize_bgrx
 from playserve_client.capture.errors import RegionError, WindowAmbiguousError, WindowNotFoundError
 
-__all__ = ["Capture", "Image", "Region", "Target", "Window", "WindowSystem", "choose_window", "parse_region"]
+__all__ = ["Capture", "Image", "Picture", "Region", "Target", "Window", "WindowSystem", "choose_window", "parse_region"]
 
 #: uint8 [H, W, 3], RGB.
 Image = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What was on the screen, as the screen has it.
+
+    Attributes:
+        pixels: Rows of pixels of 4 bytes: blue, green, red and one that means nothing.
+        height: In physical pixels.
+        width: In physical pixels.
+    """
+
+    pixels: bytes | bytearray
+    height: int
+    width: int
+
+    def rgb(self) -> Image:
+        """Return uint8 [H, W, 3]."""
+        return bgrx_to_rgb(self.pixels, self.height, self.width)
+
+    def resized(self, height: int, width: int, resize_id: str) -> Image:
+        """Return uint8 [height, width, 3]: this picture as :func:`playserve.resize.resize` makes it."""
+        return resize_bgrx(self.pixels, (self.height, self.width), height, width, resize_id)
+
 
 _SHOWN = 12
 
@@ -124,8 +149,8 @@ class WindowSystem(Protocol):
 class Capture(Protocol):
     """Reads pixels off the screen. Used by one thread."""
 
-    def grab(self, region: Region) -> Image:
-        """Return what is on the screen now: uint8 [H, W, 3], RGB; H and W are the region's, in physical pixels."""
+    def grab(self, region: Region) -> Picture:
+        """Return what is on the screen now, in physical pixels."""
         ...
 
     def close(self) -> None:
@@ -156,12 +181,3 @@ def choose_window(windows: Sequence[Window], title: str) -> Window:
 def _listed(windows: Sequence[Window]) -> str:
     titles = ", ".join(repr(window.title) for window in windows[:_SHOWN])
     return titles + (f" and {len(windows) - _SHOWN} more" if len(windows) > _SHOWN else "")
-
-
-def bgrx_to_rgb(pixels: Any, height: int, width: int) -> Image:
-    """Return uint8 [H, W, 3] of bytes in which each pixel is blue, green, red and one that means nothing."""
-    bgrx = np.frombuffer(pixels, np.uint8).reshape(height, width, 4)
-    rgb = np.empty((height, width, 3), np.uint8)
-    # Plane by plane: five times as fast as one copy of a reversed view.
-    rgb[..., 0], rgb[..., 1], rgb[..., 2] = bgrx[..., 2], bgrx[..., 1], bgrx[..., 0]
-    return rgb

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from playserve_client.capture.base import Image, Region, bgrx_to_rgb
+from playserve_client.capture.base import Picture, Region
 from playserve_client.capture.errors import CaptureFailedError, DisplayMissingError, RegionError
 
 __all__ = ["ScreenCapture"]
@@ -34,15 +34,15 @@ class ScreenCapture:
         """Return the whole desktop, all monitors together, as it was when this was made."""
         return self._screen
 
-    def grab(self, region: Region) -> Image:
-        """Return what is on the screen now: uint8 [H, W, 3], RGB."""
+    def grab(self, region: Region) -> Picture:
+        """Return what is on the screen now, in physical pixels."""
         if not self._screen.contains(region):
             raise RegionError(f"region {region} is not wholly on the screen, which is {self._screen}; move the window")
         try:
             shot = self._mss.grab({"left": region.x, "top": region.y, "width": region.width, "height": region.height})
         except Exception as error:  # mss has an error of its own, and lets its libraries' through
             raise CaptureFailedError(f"the screen could not be read at {region}: {error}") from error
-        return bgrx_to_rgb(shot.raw, shot.height, shot.width)
+        return Picture(shot.raw, shot.height, shot.width)
 
     def close(self) -> None:
         """Let go of the display."""

@@ -63,6 +63,7 @@ class X11Windows:
         self._display.sync()
         self._watched: int | None = None
         self._placed: tuple[int, Region | None, int, Target] | None = None
+        self._frames: dict[int, int] = {}  # of windows that had the focus, until something changes
 
     def close(self) -> None:
         """Let go of the display."""
@@ -94,6 +95,8 @@ class X11Windows:
             try:
                 self._watch(window)
                 changed = self._drain()
+                if changed:
+                    self._frames.clear()
                 if self._placed is None or changed or self._placed[:2] != (window.handle, region):
                     self._placed = (window.handle, region, self._frame(window.handle), self._place(window, region))
                 _, _, frame, target = self._placed
@@ -175,7 +178,9 @@ class X11Windows:
             pointed = self._root.query_pointer().child
             return bool(pointed != X.NONE and pointed.id == frame)
         try:
-            return focus != X.NONE and self._frame(focus.id) == frame
+            if focus != X.NONE and focus.id not in self._frames:
+                self._frames[focus.id] = self._frame(focus.id)
+            return focus != X.NONE and self._frames[focus.id] == frame
         except xerror.XError:  # the window with the focus was closed just now
             return False
 

@@ -106,13 +106,13 @@ def _screen(numbers: dict[str, Any]) -> Finding:
         times = []
         for _ in range(20):
             began = time.monotonic()
-            image = capture.grab(capture.screen)
+            picture = capture.grab(capture.screen)
             times.append((time.monotonic() - began) * 1e3)
     finally:
         capture.close()
     numbers["whole_screen_capture_ms"] = percentiles(times)
-    found = f"{image.shape[1]} x {image.shape[0]} read in {sorted(times)[len(times) // 2]:.1f} ms"
-    if not image.any():
+    found = f"{picture.width} x {picture.height} read in {sorted(times)[len(times) // 2]:.1f} ms"
+    if not picture.rgb().any():
         return Finding(
             "screen", None, found + ", all of it black", "a locked or empty screen, or no permission to look"
         )
@@ -228,9 +228,9 @@ def _rate(args: argparse.Namespace, platform: Platform, spec: PolicySpec | None,
         due = began = time.monotonic()
         while (now := time.monotonic()) - began < _RATE_S:
             starts.append(now)
-            image = capture.grab(region)
+            picture = capture.grab(region)
             if eye is not None:
-                eye.see(image)
+                eye.see(picture)
             times.append((time.monotonic() - now) * 1e3)
             due = max(due + 1 / rate_hz, time.monotonic())
             time.sleep(max(0.0, due - time.monotonic()))
@@ -238,9 +238,10 @@ def _rate(args: argparse.Namespace, platform: Platform, spec: PolicySpec | None,
         capture.close()
     achieved = (len(starts) - 1) / (starts[-1] - starts[0])
     numbers["rate_hz"], numbers["capture_and_resize_ms"] = achieved, percentiles(times)
+    resized = " and the policy's resize" if eye is not None else ""
     found = (
-        f"{achieved:.1f} of {rate_hz:g} Hz with {region.width} x {region.height} pixels"
-        f"{' and the policy`s resize' if eye is not None else ''}, {sorted(times)[len(times) // 2]:.1f} ms a frame"
+        f"{achieved:.1f} of {rate_hz:g} Hz with {region.width} x {region.height} pixels{resized}, "
+        f"{sorted(times)[len(times) // 2]:.1f} ms a frame"
     )
     ok = achieved > 0.97 * rate_hz
     return Finding("rate", ok, found, "" if ok else "make the game's window smaller, or close what else is busy")

@@ -176,13 +176,13 @@ class Player:
         if not self.core.wants_frame(now):
             return
         captured_at = self._clock()
-        image, after = self._scene.grab(target)
+        picture, after = self._scene.grab(target)
         with self._lock:
             self._do(self.core.focus(self._clock(), after.in_front, after.reason))
-            if image is None or not self.core.in_front or self.core.ended is not None:
+            if picture is None or not self.core.in_front or self.core.ended is not None:
                 return
             plan = self.core.frame(captured_at)
-        frame = self._eye.see(image)
+        frame = self._eye.see(picture)
         self._send(frame, plan, captured_at)
         self.stats.frame(captured_at, self._clock() - captured_at)
         if self._keeper is not None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from playserve.errors import BadSettingError
-from playserve.resize import AREA_V1, resize
+from playserve.resize import AREA_V1
 from playserve.specs import DesktopActionSpec, ImageFormat, PolicySpec, TensorSpec
-from playserve_client.capture import Capture, Image, Region, Target, Window, WindowSystem
+from playserve_client.capture import Capture, Image, Picture, Region, Target, Window, WindowSystem
 
 __all__ = ["Eye", "Scene", "desktop_action_of"]
 
@@ -32,14 +32,14 @@ class Scene:
         """Return where the game is now."""
         return self.windows.look(self.window, self.region)
 
-    def grab(self, target: Target) -> tuple[Image | None, Target]:
+    def grab(self, target: Target) -> tuple[Picture | None, Target]:
         """Return the picture and where the game was after it was taken; None where it was no longer in front.
 
         What came between is another window's, and nobody's business.
         """
-        image = self.capture.grab(target.region)
+        picture = self.capture.grab(target.region)
         after = self.look()
-        return (image if after.in_front and after.region == target.region else None), after
+        return (picture if after.in_front and after.region == target.region else None), after
 
 
 class Eye:
@@ -61,11 +61,11 @@ class Eye:
         self._height, self._width = required[0].shape[:2]
         self._resize_id = required[0].resize_id or AREA_V1
 
-    def see(self, image: Image) -> Image:
-        """Return uint8 [h, w, 3], as the policy was trained on, of uint8 [H, W, 3]."""
-        height = image.shape[0] if self._height < 0 else self._height
-        width = image.shape[1] if self._width < 0 else self._width
-        return resize(image, height, width, self._resize_id)
+    def see(self, picture: Picture) -> Image:
+        """Return uint8 [h, w, 3], as the policy was trained on."""
+        height = picture.height if self._height < 0 else self._height
+        width = picture.width if self._width < 0 else self._width
+        return picture.resized(height, width, self._resize_id)
 
 
 def _is_picture(tensor: TensorSpec) -> bool:

@@ -105,7 +105,7 @@ def test_x11_windows_are_followed_watched_and_captured(screen: XServer, window: 
     assert (game.handle, game.title, game.owner) == (handle, "Game é", "Test")
     assert windows.window_at(Region(150, 100, 10, 10)) == game
     assert (windows.look(game).region, windows.look(game).in_front) == (GAME, True)
-    image = capture.grab(GAME)
+    image = capture.grab(GAME).rgb()
     assert image.shape == (200, 320, 3)
     assert (image == np.array([0xC0, 0x20, 0x10], np.uint8)).all()  # red is red
 
