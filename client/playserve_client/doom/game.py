@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from playserve.actions import DesktopAction
 from playserve.errors import BadSettingError, ServerFault
 from playserve_client.doom.maps import map_name, two_vests_wad, variant_of
-from playserve_client.doom.scenarios import DEGREES_PER_PIXEL, KEYS, TICS_PER_FRAME, Scenario
+from playserve_client.doom.scenarios import DEGREES_PER_PIXEL, KEYS, TICS_PER_FRAME, TICS_PER_S, Scenario
 from playserve_client.doom.view import Seen, View
 
 __all__ = ["PROBES", "SCREENS", "DoomGame", "GameDiedError"]
@@ -34,6 +34,11 @@ PROBES: tuple[str, ...] = (
     "DAMAGECOUNT", "HITS_TAKEN", "DAMAGE_TAKEN", "ITEMCOUNT", "POSITION_X", "POSITION_Y", "POSITION_Z", "ANGLE",
     "VELOCITY_X", "VELOCITY_Y",
 )  # fmt: skip
+
+# The game's commands for the keys of a window.
+_COMMANDS = {"KeyW": "+forward", "KeyS": "+back", "KeyA": "+moveleft", "KeyD": "+moveright"}
+# The game turns by 8 of 65,536 parts of a circle a count of the mouse, at sensitivity 1 and without prescaling.
+_DEGREES_PER_COUNT = 8 * 360 / 65536
 
 Image = NDArray[np.uint8]
 
@@ -66,6 +71,8 @@ class DoomGame:
         depth: Whether it tells how far things are.
         walls: Whether it tells where the walls are.
         timeout_tics: Instead of the scenario's own; 0: none.
+        window: Whether the game has a window and runs by its own clock, 40 tics a second, for who plays at the desktop:
+            :meth:`watch` instead of :meth:`act`. Its keys and mouse mean what they mean in :meth:`act`.
     """
 
     def __init__(
@@ -77,6 +84,7 @@ class DoomGame:
         depth: bool = False,
         walls: bool = False,
         timeout_tics: int | None = None,
+        window: bool = False,
     ) -> None:
         if screen not in SCREENS:
             raise BadSettingError(f"screen {screen!r} is none of {', '.join(SCREENS)}")
@@ -93,6 +101,8 @@ class DoomGame:
         if scenario.turns:
             self._buttons.append(vizdoom.Button.TURN_LEFT_RIGHT_DELTA)
         self._load(screen)
+        if window:
+            self._open_window()
         game.set_labels_buffer_enabled(labels)
         game.set_depth_buffer_enabled(depth)
         game.set_sectors_info_enabled(walls)
@@ -132,6 +142,23 @@ class DoomGame:
         game.set_available_buttons(self._buttons)
         game.set_available_game_variables(self._variables)
 
+    def _open_window(self) -> None:
+        game, scenario = self._game, self.scenario
+        binds = [f"bind {key.removeprefix('Key').lower()} {_COMMANDS[key]}" for key in scenario.keys]
+        if scenario.attacks:
+            binds.append("bind mouse1 +attack")
+        # Commands with a plus are no arguments: they would be obeyed at once.
+        path = self._folder / "binds.cfg"
+        path.write_text("\n".join(["unbindall", *binds]) + "\n")
+        sensitivity = DEGREES_PER_PIXEL / _DEGREES_PER_COUNT if scenario.turns else 0.0
+        game.add_game_args(
+            f"+exec {path} +use_mouse 1 +m_noprescale 1 +m_filter 0 +m_yaw 1 +mouse_sensitivity {sensitivity:.6f} "
+            "+freelook 1 +m_pitch 0 +m_forward 0 +m_side 0"
+        )
+        game.set_window_visible(True)
+        game.set_mode(vizdoom.Mode.ASYNC_SPECTATOR)
+        game.set_ticrate(TICS_PER_S)
+
     def start(self, seed: int) -> None:
         """Start the episode of `seed`: the same actions then make the same episode."""
         game = self._game
@@ -158,6 +185,34 @@ class DoomGame:
             reward = float(self._game.make_action(values, TICS_PER_FRAME))
             self._state = self._game.get_state()
         return reward
+
+    def watch(self) -> tuple[DesktopAction, float]:
+        """Let a frame's tics pass in the window; return what its player did and the scenario's own reward."""
+        keys: set[str] = set()
+        fired, before = False, self._angle()
+        with _typed("in an episode"):
+            # On a busy machine the clock goes on between two looks: what is summed up loses nothing.
+            total = float(self._game.get_total_reward())
+            for _ in range(TICS_PER_FRAME):
+                if self._game.is_episode_finished():
+                    break
+                self._game.advance_action(1)
+                held = dict(zip(self._buttons, self._game.get_last_action(), strict=True))
+                keys |= {key for key in self.scenario.keys if held[vizdoom.Button.__members__[KEYS[key]]]}
+                fired = fired or bool(held.get(vizdoom.Button.ATTACK, 0.0))
+            self._state = self._game.get_state()
+            reward = float(self._game.get_total_reward()) - total
+        turned = (before - self._angle() + 180.0) % 360.0 - 180.0
+        pixels = round(turned / DEGREES_PER_PIXEL) if self.scenario.turns else 0
+        return DesktopAction(frozenset(keys), frozenset({0} if fired else ()), float(pixels)), reward
+
+    @property
+    def tics(self) -> int:
+        """Return how many tics the episode has lasted."""
+        return int(self._game.get_episode_time())
+
+    def _angle(self) -> float:
+        return float(self._game.get_game_variable(vizdoom.GameVariable.ANGLE))
 
     @property
     def over(self) -> bool:
