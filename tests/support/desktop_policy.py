@@ -115,6 +115,7 @@ class DesktopPolicy(Policy):
         self.gate = threading.Event()
         self.gate.set()
         self.embedded: list[str] = []
+        self.embedded_by: set[str] = set()  # names of threads
 
     def spec(self) -> PolicySpec:
         observation = TensorSpec(
@@ -146,6 +147,7 @@ class DesktopPolicy(Policy):
         if text == "unreadable":
             raise ValueError(text)
         self.embedded.append(text)
+        self.embedded_by.add(threading.current_thread().name)
         return torch.full((1,), float(len(text)))
 
     def heads(self) -> tuple[int, ...]:

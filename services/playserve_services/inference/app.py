@@ -29,6 +29,7 @@ from playserve.v1 import (
 from playserve_services.inference.admin import AdminServicer, StateTransferServicer
 from playserve_services.inference.catalog import Catalog, LoadedPolicy
 from playserve_services.inference.core import InferenceCore
+from playserve_services.inference.embedding import EmbedSoon
 from playserve_services.inference.engine import ThreadEngine
 from playserve_services.inference.graphs import resolve_graphs
 from playserve_services.inference.loader import PolicyLoader, RuntimeFactory
@@ -126,6 +127,7 @@ class InferenceServer:
             self._policy_ready,
         )
         self._exit.callback(self.loader.close)
+        self.core.embed_soon = EmbedSoon(embedders)
         servicer = PolicyServicer(self.core, self.loader, _anonymous, decoders, embedders, settings.max_message_bytes)
         await self._listen(servicer)
         await self._set_health("liveness", serving=True)

@@ -111,6 +111,8 @@ class InferenceCore:
         self._in_engine = 0
         self._idle_watchers: dict[str, list[Callable[[], None]]] = {}
         self.engine_dead = False
+        #: Embeds an instruction for a version, in a thread that may wait; sessions follow to it when that is done.
+        self.embed_soon: Callable[[LoadedPolicy, str], None] = lambda policy, text: None
 
     def attach_engine(self, engine: Engine) -> None:
         """Give the engine; its `on_result` is :meth:`on_result`."""
@@ -326,7 +328,8 @@ class InferenceCore:
             self._scatter_failure(policy, planned, result.error)
         else:
             compute_s = (result.finished_ns - result.started_ns) / 1e9
-            policy.time_model.observe(size, compute_s)
+            rounds = len(batch.rounds)  # more than one where frames catch up
+            policy.time_model.observe(sum(map(len, batch.rounds)) / rounds, compute_s / rounds)
             self.metrics.batch(policy, size, policy.runtime.padded(size), compute_s)
             self._scatter(policy, planned, result, size)
         self.pump()
@@ -406,6 +409,13 @@ class InferenceCore:
             return
         newest = self.catalog.versions(session.policy.spec.name)
         if newest and newest[0] is not session.policy and newest[0].pool is session.policy.pool:
+            for text in {
+                session.settings.instruction,
+                *(f.settings.instruction for s in session.slots for f in s.queue),
+            }:
+                if not newest[0].runtime.knows_instruction(text):
+                    self.embed_soon(newest[0], text)
+                    return
             session.policy.sessions -= 1
             session.policy = newest[0]
             session.policy.sessions += 1

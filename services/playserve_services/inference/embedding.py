@@ -19,7 +19,7 @@ from playserve_services.inference.core import InferenceCore
 from playserve_services.inference.decoding import Executed
 from playserve_services.inference.sessions import Frame, Session, Settings, Slot
 
-__all__ = ["EpisodeInstructions", "Waiting", "embed"]
+__all__ = ["EmbedSoon", "EpisodeInstructions", "Waiting", "embed"]
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +40,33 @@ async def embed(policy: LoadedPolicy, embedders: Executor, text: str) -> None:
     except Exception as error:
         _log.exception("an instruction could not be embedded")
         raise EngineFailedError("the instruction could not be embedded") from error
+
+
+class EmbedSoon:
+    """Embeds instructions that nobody waits for, each once at a time.
+
+    Args:
+        embedders: Threads that embed.
+    """
+
+    def __init__(self, embedders: Executor) -> None:
+        self._embedders = embedders
+        self._under_way: set[tuple[int, str]] = set()
+
+    def __call__(self, policy: LoadedPolicy, text: str) -> None:
+        """Begin to embed an instruction for a version, unless that is under way."""
+        key = (id(policy), text)
+        if key not in self._under_way:
+            self._under_way.add(key)
+            self._embedders.submit(self._embed, policy, text, key)
+
+    def _embed(self, policy: LoadedPolicy, text: str, key: tuple[int, str]) -> None:
+        try:
+            policy.runtime.prepare_instruction(text)
+        except Exception:  # noqa: BLE001 - sessions stay on the version that can read it
+            _log.exception("policy %s version %s cannot read an instruction", policy.spec.name, policy.spec.version)
+        else:
+            self._under_way.discard(key)
 
 
 @dataclasses.dataclass(slots=True)
@@ -121,11 +148,12 @@ class EpisodeInstructions:
         settings = frame.settings
         if known is not None and known[0] == frame.episode_id:
             settings = known[1]
-        elif frame.episode_id >= slot.seen_episode:
-            if not embedded and not self._session.policy.runtime.knows_instruction(item.text):
-                self._wait(slot, item)
-                return
+        else:
             settings = dataclasses.replace(settings, instruction=item.text)
+        if not embedded and not self._session.policy.runtime.knows_instruction(settings.instruction):
+            item.text = settings.instruction
+            self._wait(slot, item)
+            return
         frame.settings, frame.seq = settings, slot.seen_seq + 1
         self._core.arrive(slot, frame)
         self._episodes[slot.row] = frame.episode_id, settings

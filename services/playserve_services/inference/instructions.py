@@ -1,8 +1,9 @@
 """Instructions as a policy reads them: embedded once for each text, away from the engine's thread.
 
 Whoever changes an instruction calls :meth:`InstructionCache.prepare` in a thread that may wait; the engine then only
-looks the text up. A text that nobody prepared (a session that follows to a new version, or was moved here) is embedded
-where it is needed, which costs that one batch its time and nothing else.
+looks the text up. A session follows to a new version once that has read its instruction, and a step waits where so
+many texts were read since its own that that was forgotten. Should the engine still meet a text that nobody prepared, it
+embeds it, which costs that one batch its time and nothing else; warming up does so with "".
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from playserve.errors import (
     NotOpenError,
     PlayserveError,
     SeqNotIncreasingError,
+    StepFailedError,
 )
 from playserve.settings import Consent, Pace, VersionPolicy, check_instruction
 from playserve.v1 import policy_service_pb2 as ps
@@ -76,6 +77,7 @@ class PlayStream:
         self._session: Session | None = None
         self._decoder: Decoder | None = None
         self._has_jpeg = False
+        self._takes_instruction = False
         self._attached = False
 
     async def run(self) -> None:
@@ -167,6 +169,7 @@ class PlayStream:
         self._attached = True
         self._decoder = Decoder(session.policy.spec.inputs, session.codecs, self._max_message_bytes)
         self._has_jpeg = pb.CODEC_JPEG in session.codecs
+        self._takes_instruction = session.policy.spec.takes_instruction
         session.on_end = self._ended
 
     def _current(self) -> Session | None:
@@ -255,6 +258,10 @@ class PlayStream:
                 return
         else:
             inputs = self._decoder.decode_step(step.inputs)
+        if self._takes_instruction and not session.policy.runtime.knows_instruction(session.settings.instruction):
+            await self._read_again(session)
+            if self._current() is None:
+                return
         frame = Frame(
             seq=step.seq,
             episode_id=step.episode_id,
@@ -273,6 +280,13 @@ class PlayStream:
             self._answer([slot.last_answer])
             return
         self._core.pump_soon()
+
+    async def _read_again(self, session: Session) -> None:
+        """Embed the instruction in force once more: so many others were read since that it was forgotten."""
+        try:
+            await embed(session.policy, self._embedders, session.settings.instruction)
+        except PlayserveError as error:
+            raise StepFailedError(str(error)) from error
 
     def _configure(self, session: Session, message: ps.Configure) -> None:
         text = message.instruction if message.HasField("instruction") else session.settings.instruction

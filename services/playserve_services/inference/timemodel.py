@@ -18,7 +18,7 @@ class TimeModel:
         self.per_row_s = 0.0
         self.fixed_s = 0.0
 
-    def observe(self, rows: int, seconds: float) -> None:
+    def observe(self, rows: float, seconds: float) -> None:
         """Add one batch of `rows` rows that took `seconds`."""
         keep = self._keep
         self._w = self._w * keep + 1.0

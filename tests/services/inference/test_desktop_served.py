@@ -13,7 +13,15 @@ from desktop_policy import HEADS, DesktopPolicy, encode, enter
 
 from playserve.actions import DesktopAction
 from playserve.errors import BadSettingError, EpisodeReusedError, PlayserveError, StepFailedError
-from playserve.settings import ActionSource, Extras, MouseDecode, Pace, Sampling, SamplingMode
+from playserve.settings import (
+    ActionSource,
+    Extras,
+    MouseDecode,
+    Pace,
+    Sampling,
+    SamplingMode,
+    VersionPolicy,
+)
 from playserve_client.aio import PolicyClient
 from playserve_services.inference.app import InferenceServer
 from playserve_services.inference.settings import ServeSettings
@@ -133,6 +141,53 @@ def test_a_change_behind_an_unreadable_instruction_counts_and_keeps_its_order() 
             assert await behind == 2
             with pytest.raises(EpisodeReusedError):
                 await reset
+
+    asyncio.run(main())
+
+
+def test_no_instruction_is_ever_embedded_on_the_engine_or_the_loop() -> None:
+    async def main() -> None:
+        policy = DesktopPolicy()
+        async with InferenceServer(ServeSettings(port=0, slots=1), {"desktop": lambda: policy}) as server:
+            runtime = server.catalog.resolve("desktop").runtime
+            async with (
+                PolicyClient(f"127.0.0.1:{server.port}", timeout_s=20.0) as client,
+                client.play("desktop", seed=1, extras=WANT, instruction="go") as session,
+            ):
+                first = await result_of(session, 1)
+                for text in ("a", "b", "c"):  # more than a server of one slot keeps
+                    await asyncio.to_thread(runtime.prepare_instruction, text)
+                assert not runtime.knows_instruction("go")
+                state = enter(enter(0, 1, None, "go"), 2, encode(first.action), "go")
+                assert (await result_of(session, 2)).value == state
+        assert policy.embedded.count("go") == 2
+        assert {name.split("_")[0] for name in policy.embedded_by} <= {"playserve-loader", "playserve-embed", "asyncio"}
+
+    asyncio.run(main())
+
+
+def test_a_session_follows_to_a_version_that_has_read_its_instruction() -> None:
+    async def main() -> None:
+        old, new = DesktopPolicy(), DesktopPolicy()
+        new.gate.clear()
+        async with (
+            InferenceServer(ServeSettings(port=0), {"desktop": lambda: old}) as server,
+            PolicyClient(f"127.0.0.1:{server.port}", timeout_s=20.0) as client,
+            client.play("desktop", instruction="go", version_policy=VersionPolicy.FOLLOW) as session,
+        ):
+            assert (await result_of(session, 1)).version == "1"
+            await server.loader.add_policy("desktop", new, version="2")
+            assert [(await result_of(session, step)).version for step in (2, 3, 4)] == ["1"] * 3
+            new.gate.set()
+            runtime = server.catalog.resolve("desktop", "2").runtime
+            await asyncio.to_thread(runtime.prepare_instruction, "go")  # waits for the same, or does it
+            await result_of(session, 5)
+            assert (await result_of(session, 6)).version == "2"
+            assert {name.split("_")[0] for name in new.embedded_by} <= {
+                "playserve-loader",
+                "playserve-embed",
+                "asyncio",
+            }
 
     asyncio.run(main())
 
