@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +65,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     data_nethack.configure(actions)
     data_replay.configure(actions)
     data_p2p.configure(actions)
+    # Actions of the floors above, which this one does not know by name.
+    for entry in sorted(entry_points(group="playserve.data_commands"), key=lambda e: e.name):
+        command = entry.load()
+        action = actions.add_parser(entry.name, help=command.SUMMARY, description=command.SUMMARY)
+        command.configure(action)
+        action.set_defaults(handler=command.run)
 
 
 def run(args: argparse.Namespace) -> int:
