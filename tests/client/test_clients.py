@@ -49,7 +49,7 @@ from playserve.errors import (
 )
 from playserve.settings import ActionSource, Extras, Pace, Sampling, SamplingMode
 from playserve.specs import Codec, DesktopActionSpec, DiscreteActionSpec, PolicyKind, PolicySpec, TensorSpec
-from playserve.testing import FakePolicy, FakePolicyServer, FakeReply, StepContext, default_spec
+from playserve.testing import FakePolicy, FakePolicyServer, FakeReply, StepContext, default_spec, desktop_spec
 from playserve.v1 import policy_service_pb2 as ps
 from playserve.v1 import types_pb2 as pb
 from playserve_client import aio
@@ -620,9 +620,35 @@ async def test_rollout_seeds_extras_and_executed(connect):
                 batch = await settle(rollout.recv())
                 assert batch.actions.tolist() == [4, 5]
                 assert batch.values.tolist() == [-1, -1]
-                assert batch.log_probs.tolist() == [[-1, -2], [-1, -2]]
+                assert batch.log_probs.tolist() == [-3, -3], "the sum over the heads"
                 await settle(rollout.send([0, 1], [0, 0], frames(2), executed={1: (9, ActionSource.HUMAN)}))
                 assert (await settle(rollout.recv())).values.tolist() == [4, 9]
+
+
+async def test_a_rollout_of_keyboard_and_mouse_with_instructions_by_episode(connect):
+    def reply(inputs: dict, context: StepContext) -> DesktopAction:
+        told = context.executed.mouse_dx_px if isinstance(context.executed, DesktopAction) else 0.0
+        return DesktopAction(frozenset({"KeyW"} if context.instruction == "go" else ()), mouse_dx_px=told + 1)
+
+    policy = FakePolicy(spec=desktop_spec("d", size=2, rate_hz=0.0), handler=reply)
+    async with connect_to(policy, connect) as client, opened(client.rollout("d", 2)) as rollout:
+        await settle(rollout.send([0, 1], [1, 1], frames(2), instructions=["go", ""]))
+        batch = await settle(rollout.recv())
+        assert batch.actions == [DesktopAction(frozenset({"KeyW"}), mouse_dx_px=1.0), DesktopAction(mouse_dx_px=1.0)]
+        human = DesktopAction(frozenset({"F5"}), mouse_dx_px=40.0)  # the policy has no such key
+        await settle(rollout.send([0, 1], [1, 1], frames(2), executed={1: (human, ActionSource.HUMAN)}))
+        assert [a.mouse_dx_px for a in (await settle(rollout.recv())).actions] == [2.0, 41.0]
+        with pytest.raises(BadRowError, match="1 instructions"):
+            await settle(rollout.send([0, 1], [2, 2], frames(2), instructions=["go"]))
+        with pytest.raises(BadSettingError, match="4097"):
+            await settle(rollout.send([0], [2], frames(1), instructions=["x" * 4097]))
+
+
+@asynccontextmanager
+async def connect_to(policy, connect):
+    with FakePolicyServer(policy) as server:
+        async with connect(server.address) as client:
+            yield client
 
 
 async def test_rows_are_split_by_the_servers_largest_message(connect):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from playserve.actions import DesktopAction, action_to_proto, clip_action, executed_from_proto
+from playserve.actions import DesktopAction, action_to_proto, clip_action, executed_from_proto, merge_executed
 from playserve.errors import BadActionError
 from playserve.specs import DesktopActionSpec, DiscreteActionSpec
 from playserve.v1 import types_pb2 as pb
@@ -76,3 +76,10 @@ def test_what_was_executed_by_its_source():
     )
     with pytest.raises(BadActionError, match="F13"):
         executed_from_proto(wild, pb.ACTION_SOURCE_POLICY, DESKTOP)
+
+
+def test_two_actions_as_one_hold_what_the_newer_holds_and_move_as_far_as_both():
+    older = DesktopAction(frozenset({"KeyW"}), frozenset({0}), 3.0, -2.0, 1.0)
+    newer = DesktopAction(frozenset({"Space"}), frozenset(), 4.0, 5.0, -3.0)
+    assert merge_executed(older, newer) == DesktopAction(frozenset({"Space"}), frozenset(), 7.0, 3.0, -2.0)
+    assert merge_executed(older, DesktopAction()) == DesktopAction(mouse_dx_px=3.0, mouse_dy_px=-2.0, scroll=1.0)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from playserve import specs
 from playserve.errors import BadSettingError
+from playserve.settings import Sampling, SamplingMode
 from playserve.specs import (
     DTYPES,
     Codec,
@@ -22,6 +23,7 @@ from playserve.specs import (
     GapRule,
     ImageFormat,
     Merge,
+    MouseDecode,
     PolicyKind,
     PolicySpec,
     TensorSpec,
@@ -56,6 +58,7 @@ desktop = st.builds(
     buttons=st.lists(st.integers(0, 4), max_size=4).map(tuple),
     max_mouse_px=floats32,
     scroll=st.booleans(),
+    mouse_decode=st.sampled_from(MouseDecode),
 )
 unique_tensors = st.lists(tensors, max_size=3, unique_by=lambda spec: spec.name).map(tuple)
 policies = st.builds(
@@ -100,6 +103,26 @@ def test_what_only_the_server_knows_does_not_disturb() -> None:
     message.slots_total, message.slots_free, message.state_layout = 64, 3, "abc"
     message.aliases.append("latest")
     assert PolicySpec.from_proto(message) == spec
+
+
+def test_a_newer_servers_mouse_decode_means_its_default() -> None:
+    message = PolicySpec(name="p", family="f", inputs=(), action=DesktopActionSpec(keys=("KeyW",))).to_proto()
+    message.action.desktop.mouse_decode = 99  # type: ignore[assignment]
+    action = PolicySpec.from_proto(message).action
+    assert isinstance(action, DesktopActionSpec)
+    assert action.mouse_decode is MouseDecode.DEFAULT
+
+
+@pytest.mark.parametrize("mode", SamplingMode)
+@pytest.mark.parametrize("decode", MouseDecode)
+def test_sampling_survives_the_wire(mode: SamplingMode, decode: MouseDecode) -> None:
+    sampling = Sampling(mode=mode, mouse_decode=decode)
+    assert Sampling.from_proto(sampling.to_proto()) == sampling
+
+
+def test_an_unknown_mouse_decode_is_refused() -> None:
+    with pytest.raises(BadSettingError, match="mouse decode 99, wanted one of DEFAULT, MEAN"):
+        Sampling.from_proto(pb.Sampling(mouse_decode=99))  # type: ignore[arg-type]
 
 
 def test_an_unset_gap_rule_and_merge_mean_their_defaults() -> None:

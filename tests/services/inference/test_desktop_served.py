@@ -145,6 +145,14 @@ def test_a_change_behind_an_unreadable_instruction_counts_and_keeps_its_order() 
     asyncio.run(main())
 
 
+#: Threads that may wait: warming up, embedding, this test's own.
+AWAY = {"playserve-loader", "playserve-embed", "asyncio"}
+
+
+def threads_of(policy: DesktopPolicy) -> set[str]:
+    return {name.split("_")[0] for name in policy.embedded_by}
+
+
 def test_no_instruction_is_ever_embedded_on_the_engine_or_the_loop() -> None:
     async def main() -> None:
         policy = DesktopPolicy()
@@ -161,7 +169,7 @@ def test_no_instruction_is_ever_embedded_on_the_engine_or_the_loop() -> None:
                 state = enter(enter(0, 1, None, "go"), 2, encode(first.action), "go")
                 assert (await result_of(session, 2)).value == state
         assert policy.embedded.count("go") == 2
-        assert {name.split("_")[0] for name in policy.embedded_by} <= {"playserve-loader", "playserve-embed", "asyncio"}
+        assert threads_of(policy) <= AWAY
 
     asyncio.run(main())
 
@@ -183,11 +191,7 @@ def test_a_session_follows_to_a_version_that_has_read_its_instruction() -> None:
             await asyncio.to_thread(runtime.prepare_instruction, "go")  # waits for the same, or does it
             await result_of(session, 5)
             assert (await result_of(session, 6)).version == "2"
-            assert {name.split("_")[0] for name in new.embedded_by} <= {
-                "playserve-loader",
-                "playserve-embed",
-                "asyncio",
-            }
+            assert threads_of(new) <= AWAY
 
     asyncio.run(main())
 
