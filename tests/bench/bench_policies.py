@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from playserve.specs import DiscreteActionSpec, PolicySpec, TensorSpec
+from playserve.actions import Action, DesktopAction
+from playserve.resize import HAMMING_V1
+from playserve.specs import DesktopActionSpec, DiscreteActionSpec, ImageFormat, PolicySpec, TensorSpec
 from playserve_trainer.models.policy import ForwardOutput, Memory, Policy, Sampler, StateTensor, StepOutput
 
-__all__ = ["CostlyPolicy", "TrivialPolicy", "costly", "nethack", "recurrent", "trivial"]
+__all__ = ["CostlyPolicy", "DesktopPolicy", "TrivialPolicy", "costly", "desktop", "nethack", "recurrent", "trivial"]
 
 _ACTIONS = 18
 
@@ -72,6 +74,49 @@ class CostlyPolicy(TrivialPolicy):
         """Run the network and sample."""
         logits_BA = self.net(inputs["FRAME"].permute(0, 3, 1, 2).float() / 255)
         return StepOutput(actions_BH=sample(logits_BA, 0)[:, None])
+
+
+class DesktopPolicy(TrivialPolicy):
+    """Holds W and a button at every other frame and moves the mouse: each answer is a press or a release, and motion.
+
+    Its frames are those of Open P2P: 192 x 192, its resize.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(state_floats=1)
+
+    def spec(self) -> PolicySpec:
+        """Return the spec."""
+        frame = TensorSpec(
+            name="frame", dtype="uint8", shape=(192, 192, 3), image_format=ImageFormat.RGB8, resize_id=HAMMING_V1
+        )
+        action = DesktopActionSpec(keys=("KeyW",), buttons=(0,), max_mouse_px=100.0)
+        return PolicySpec(name="desktop", family="bench", inputs=(frame,), action=action, rate_hz=20.0)
+
+    def heads(self) -> tuple[int, ...]:
+        """Return one head of two."""
+        return (2,)
+
+    def encode_action(self, action: Action) -> tuple[int, ...]:
+        """Return whether W is held."""
+        return (int(isinstance(action, DesktopAction) and "KeyW" in action.keys),)
+
+    def decode_action(self, values: Sequence[int], uniforms: Sequence[float], decode: str = "") -> Action:
+        """Return the action of a number."""
+        if values[0]:
+            return DesktopAction(keys=frozenset({"KeyW"}), buttons=frozenset({0}), mouse_dx_px=3.0)
+        return DesktopAction(mouse_dx_px=-3.0)
+
+    def step(self, inputs: Mapping[str, Tensor], executed_BH: Tensor, memory: Memory, sample: Sampler) -> StepOutput:
+        """Return 1 and 0 by turns."""
+        count_B1 = memory.read("count") + 1
+        memory.write("count", count_B1)
+        return StepOutput(actions_BH=(count_B1 % 2).long())
+
+
+def desktop() -> Policy:
+    """Return a policy that plays keyboard and mouse and computes nothing."""
+    return DesktopPolicy()
 
 
 def trivial() -> Policy:
