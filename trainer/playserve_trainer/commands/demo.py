@@ -1,11 +1,16 @@
-"""``playserve demo``: from nothing to agents that play, with a table and a page of what came out."""
+"""``playserve demo``: from nothing to agents that play, with tables and a page of what came out."""
 
 from __future__ import annotations
 
 import argparse
 import signal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from playserve.errors import BadSettingError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 __all__ = ["SUMMARY", "configure", "run"]
 
@@ -15,10 +20,14 @@ SUMMARY = "Train, publish, serve and play Freeway, Breakout and NetHack agents; 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     add = parser.add_argument
-    add("--out", type=Path, default=Path("runs/demo"), help="folder of everything; the same command goes on there "
-        "(default %(default)s)")  # fmt: skip
+    add("what", nargs="?", choices=["games", "doom"], default="games", help="games: Freeway, Breakout, NetHack "
+        "(default); doom: a policy for keyboard, mouse and instructions")  # fmt: skip
+    add("--out", type=Path, help="folder of everything; the same command goes on there (default runs/demo, or "
+        "runs/demo-doom, or with --full runs/doom)")  # fmt: skip
     add("--fresh", action="store_true", help="throw away what an earlier demo left in --out")
     add("--quick", action="store_true", help="a minute instead of fourteen: every part runs, but nothing is learnt")
+    add("--full", action="store_true", help="doom: the whole recipe of an hour, with every measurement after it")
+    add("--checkpoint", type=Path, metavar="DIR", help="doom: play this checkpoint, and record and train nothing")
     add("--game", action="append", choices=["freeway", "breakout", "nethack"], help="only this game (repeatable)")
 
 
@@ -27,19 +36,41 @@ def run(args: argparse.Namespace) -> int:
     import rich  # noqa: F401 - brings the missing-extra hint before anything is done
     from rich.console import Console
 
-    from playserve_trainer.demo.pipeline import run_demo
-    from playserve_trainer.demo.plan import FULL_PLAN, QUICK_PLAN
-
-    plan = QUICK_PLAN if args.quick else FULL_PLAN
-    if args.game:
-        plan = plan.only(args.game)
     signal.signal(signal.SIGTERM, _interrupt)
     console = Console(soft_wrap=True, highlight=False)
     try:
-        return run_demo(plan, args.out, console, fresh=args.fresh)
+        return _doom(args, console) if args.what == "doom" else _games(args, console)
     except KeyboardInterrupt:
         console.print("\ninterrupted; the same command goes on from here")
         return 130
+
+
+def _games(args: argparse.Namespace, console: Console) -> int:
+    from playserve_trainer.demo.pipeline import run_demo
+    from playserve_trainer.demo.plan import FULL_PLAN, QUICK_PLAN
+
+    if args.full or args.checkpoint:
+        raise BadSettingError("--full and --checkpoint are for `playserve demo doom`")
+    plan = QUICK_PLAN if args.quick else FULL_PLAN
+    if args.game:
+        plan = plan.only(args.game)
+    return run_demo(plan, args.out or Path("runs/demo"), console, fresh=args.fresh)
+
+
+def _doom(args: argparse.Namespace, console: Console) -> int:
+    import av  # noqa: F401 - the missing-extra hint again
+    import vizdoom  # noqa: F401
+
+    from playserve_trainer.demo.doom.pipeline import run_doom
+    from playserve_trainer.demo.doom.plan import DEMO_PLAN, FULL_PLAN, QUICK_PLAN
+
+    if args.game:
+        raise BadSettingError(f"--game {args.game[0]} is for `playserve demo games`")
+    if args.full and args.quick:
+        raise BadSettingError("--full and --quick: give one of them")
+    plan = FULL_PLAN if args.full else QUICK_PLAN if args.quick else DEMO_PLAN
+    out = args.out or Path("runs/doom" if args.full else "runs/demo-doom")
+    return run_doom(plan, out, console, fresh=args.fresh, checkpoint=args.checkpoint)
 
 
 def _interrupt(_number: int, _frame: Any) -> None:

@@ -12,10 +12,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from playserve.errors import BadSettingError, DataLossError
-from playserve_trainer.demo.plan import DemoPlan
 
 __all__ = ["FORMAT_VERSION", "LOG_NAME", "DemoLog", "describe_machine", "now"]
 
@@ -26,6 +25,13 @@ LOG_NAME = "demo.json"
 def now() -> str:
     """Return the UTC time, ISO 8601."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+class Plan(Protocol):
+    """What is to be done."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON value, the same as it comes back from a file."""
 
 
 class DemoLog:
@@ -40,7 +46,7 @@ class DemoLog:
         self.value = value
 
     @classmethod
-    def open(cls, out: Path, plan: DemoPlan) -> DemoLog:
+    def open(cls, out: Path, plan: Plan) -> DemoLog:
         """Begin the record of `out`, or go on with it.
 
         Raises:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
-import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 
-from playserve.errors import BadSettingError, ServerFault
-from playserve_trainer.demo.log import LOG_NAME, DemoLog, now
+from playserve.errors import ServerFault
+from playserve_trainer.demo.folder import clear_folder, locked_folder
+from playserve_trainer.demo.log import DemoLog, now
 from playserve_trainer.demo.outcome import GameOutcome, is_played, is_trained, read_outcomes
 from playserve_trainer.demo.page import render_page
 from playserve_trainer.demo.plan import DemoPlan
@@ -25,7 +24,6 @@ from playserve_trainer.demo.table import clock, print_outcomes, print_times
 __all__ = ["PAGE_NAME", "run_demo"]
 
 PAGE_NAME = "index.html"
-_LOCK_NAME = ".lock"
 # What a demo writes, and so what --fresh may throw away.
 _PARTS = ("data", "train", "store", "rollout", "logs")
 _STATE_NAME = "state.safetensors"
@@ -40,9 +38,9 @@ def run_demo(plan: DemoPlan, out: Path, console: Console, *, fresh: bool = False
     """
     started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
-    with _locked(out):
+    with locked_folder(out):
         if fresh:
-            _clear(out)
+            clear_folder(out, _PARTS, (PAGE_NAME,))
         log = DemoLog.open(out, plan)
         _Demo(plan, out, console, log).run()
         outcomes = read_outcomes(plan, out)
@@ -129,28 +127,3 @@ def _conclude(outcomes: Sequence[GameOutcome], out: Path, console: Console, log:
 
 def _judged(verdicts: Sequence[dict[str, object]]) -> bool:
     return any(verdict["met"] is not None for verdict in verdicts)
-
-
-def _clear(out: Path) -> None:
-    """Throw away an earlier demo; a folder that holds none is left as it is."""
-    if not (out / LOG_NAME).exists():
-        strangers = sorted(path.name for path in out.iterdir() if path.name != _LOCK_NAME)
-        if strangers:
-            raise BadSettingError(
-                f"--fresh would empty {out}, which holds {', '.join(strangers[:5])} but no {LOG_NAME}: it is no demo's "
-                "folder. Choose another --out"
-            )
-    for name in _PARTS:
-        shutil.rmtree(out / name, ignore_errors=True)
-    for name in (PAGE_NAME, LOG_NAME):
-        (out / name).unlink(missing_ok=True)
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    with (out / _LOCK_NAME).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise BadSettingError(f"another demo is at work in {out}; wait for it, or choose another --out") from None
-        yield

@@ -15,10 +15,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from playserve.errors import NotReadyError, ServerFault
 
-__all__ = ["playserve_argv", "run_command", "serve", "shown"]
+__all__ = ["before_exec", "playserve_argv", "run_command", "serve", "shown", "stop_process"]
 
 _READY = re.compile(r"playserve ready host=(\S+) port=(\d+)")
 _READY_TIMEOUT_S = 120.0
@@ -51,13 +52,13 @@ def run_command(command: Sequence[str]) -> int:
     # Python forgets an exception that a signal raises while it forks; a held-back signal comes inside the try.
     held = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)
     process = subprocess.Popen(
-        [*playserve_argv(), *command], process_group=0, stdin=subprocess.DEVNULL, preexec_fn=_before_exec()
+        [*playserve_argv(), *command], process_group=0, stdin=subprocess.DEVNULL, preexec_fn=before_exec()
     )
     try:
         signal.pthread_sigmask(signal.SIG_SETMASK, held)
         status = process.wait()
     except KeyboardInterrupt:
-        _stop(process, signal.SIGINT)
+        stop_process(process, signal.SIGINT)
         raise
     if status in (130, 143, -signal.SIGINT, -signal.SIGTERM):
         raise KeyboardInterrupt
@@ -80,12 +81,12 @@ def serve(command: Sequence[str], log: Path) -> Iterator[str]:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
-            preexec_fn=_before_exec(),
+            preexec_fn=before_exec(),
         )
     try:
         yield _address(process, log)
     finally:
-        _stop(process, signal.SIGTERM)
+        stop_process(process, signal.SIGTERM)
         if process.stdout is not None:
             process.stdout.close()
 
@@ -107,7 +108,8 @@ def _address(process: subprocess.Popen[bytes], log: Path) -> str:
     raise NotReadyError(f"the policy server was not ready within {_READY_TIMEOUT_S:g} s; see {log}")
 
 
-def _stop(process: subprocess.Popen[bytes], signum: int) -> None:
+def stop_process(process: subprocess.Popen[Any], signum: int) -> None:
+    """Send a signal, and kill the process and its group where that does not end it in half a minute."""
     if process.poll() is not None:
         return
     process.send_signal(signum)
@@ -118,7 +120,7 @@ def _stop(process: subprocess.Popen[bytes], signum: int) -> None:
         process.wait()
 
 
-def _before_exec() -> Callable[[], None]:
+def before_exec() -> Callable[[], None]:
     """Return what a child runs first: on Linux, a demo that is killed outright leaves nothing behind."""
     prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 

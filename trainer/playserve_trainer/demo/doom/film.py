@@ -1,0 +1,132 @@
+"""Films of the served policy: it plays one episode over gRPC at the game's own speed, and every frame says how it went.
+
+The latency in the picture is that of this very episode, measured while it was played; drawing comes afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from playserve.actions import DesktopAction
+from playserve.errors import ShapeMismatchError
+from playserve.settings import Pace
+from playserve_trainer.demo.doom.panel import HEIGHT, WIDTH, Moment, Panel
+from playserve_trainer.demo.doom.plan import POLICY
+
+__all__ = ["film_paths", "make_film"]
+
+_RATE_HZ = 20.0
+#: Episodes that are looked at; the best is kept, so that a film shows what the policy can do and says so.
+_TRIES = 3
+_CRF = 27
+
+
+def film_paths(out: Path, scenario: str, goal: str) -> tuple[Path, Path]:
+    """Return where a film and its description lie."""
+    stem = f"{scenario}-{goal}".replace("_", "-")
+    return out / "films" / f"{stem}.mp4", out / "films" / f"{stem}.json"
+
+
+def make_film(
+    server: str, scenario: str, goal: str, out: Path, *, seconds: float, seed: int, tries: int = _TRIES
+) -> dict[str, Any]:
+    """Play some episodes, film the best; return what the film shows, which lies beside it as JSON.
+
+    Args:
+        server: "host:port".
+        scenario: What is played.
+        goal: What is asked for, by a phrasing that was never trained on.
+        out: Folder of the recipe.
+        seconds: Longest film.
+        seed: Of the first episode.
+        tries: Episodes to choose from.
+    """
+    played = [_play(server, scenario, goal, seed + number, seconds) for number in range(tries)]
+    rank = [(bool(facts.get("goal_met", True)), score) for _, score, facts, _ in played]
+    best = max(range(tries), key=lambda number: rank[number])
+    moments, score, facts, whole = played[best]
+    path, described = film_paths(out, scenario, goal)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write(path, moments)
+    trips = sorted(moment.round_trip_ms for moment in moments)
+    value = {
+        "path": f"films/{path.name}",
+        "scenario": scenario,
+        "goal": goal,
+        "instruction": moments[0].instruction,
+        "seed": seed + best,
+        "tries": tries,
+        "score": score,
+        "goal_met": facts.get("goal_met"),
+        "facts": facts,
+        "frames": len(moments),
+        "whole": whole,
+        "round_trip_ms": {"p50": trips[len(trips) // 2], "p99": trips[min(len(trips) - 1, int(0.99 * len(trips)))]},
+        "bytes": path.stat().st_size,
+    }
+    described.write_text(json.dumps(value, indent=2) + "\n")
+    return value
+
+
+def _play(
+    server: str, scenario: str, goal: str, seed: int, seconds: float
+) -> tuple[list[Moment], float, dict[str, Any], bool]:
+    """Play one episode in real time; return its moments, score, facts, and whether it came to its end."""
+    from playserve_client.client import PolicyClient
+    from playserve_client.envs.doom import DoomEnv
+
+    env = DoomEnv(scenario, goal=goal, max_steps=max(1, round(seconds * _RATE_HZ)))
+    moments: list[Moment] = []
+    try:
+        observation, info = env.reset(seed=seed)
+        with (
+            PolicyClient(server) as client,
+            client.play(POLICY, pace=Pace.LOCKSTEP, instruction=info["instruction"], seed=seed) as session,
+        ):
+            due, over = time.monotonic(), False
+            while not over:
+                seq = session.send_step({"frame": observation["frame"]})
+                result = session.recv()
+                (action,) = result.actions
+                if not isinstance(action, DesktopAction):
+                    raise ShapeMismatchError(f"step {seq}: action {action!r}, wanted keyboard and mouse")
+                moments.append(Moment(
+                    screen=env.screen().copy(), seen=observation["frame"], action=action, instruction=env.instruction,
+                    title=f"{scenario.replace('_', ' ')}: {goal.replace('_', ' ')}", seconds=env.steps / _RATE_HZ,
+                    counters=_counters(env), round_trip_ms=1e3 * (result.round_trip_s or 0.0),
+                    model_ms=result.times.compute_us / 1e3,
+                ))  # fmt: skip
+                observation, _, terminated, truncated, last = env.step(action)
+                over = terminated or truncated
+                due += 1 / _RATE_HZ
+                time.sleep(max(0.0, due - time.monotonic()))
+        facts = last["episode_facts"]
+        return moments, env.score, facts, facts["end"] != "max_steps"
+    finally:
+        env.close()
+
+
+def _counters(env: Any) -> str:
+    """Return the game's counters that mean something in the scenario."""
+    from playserve_client.doom.game import PROBES
+
+    value = dict(zip(PROBES, env.probes(), strict=True))
+    parts = [f"health {value['HEALTH']:.0f}"]
+    if env.scenario.attacks:
+        parts += [f"kills {value['KILLCOUNT']:.0f}", f"ammo {value['SELECTED_WEAPON_AMMO']:.0f}"]
+    if env.scenario.made:
+        parts.append(f"armor {value['ARMOR']:.0f}")
+    return ", ".join([*parts, f"score {env.score:g}"])
+
+
+def _write(path: Path, moments: list[Moment]) -> None:
+    from playserve_client.p2p.video import VideoSettings, VideoWriter
+
+    panel, part = Panel(), path.with_name(f".{path.stem}.part.mp4")
+    with VideoWriter(part, WIDTH, HEIGHT, _RATE_HZ, VideoSettings(crf=_CRF, preset="veryfast")) as writer:
+        for moment in moments:
+            writer.write(panel.draw(moment))
+    part.replace(path)

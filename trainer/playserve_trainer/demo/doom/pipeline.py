@@ -1,0 +1,212 @@
+"""The Doom recipe from beginning to end: each stage is skipped when its files are whole, run when not, and timed."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from playserve.errors import DataLossError, NotFoundError, ServerFault
+from playserve_trainer.demo.doom.desktop import RESULTS_NAME, desktop_folder, missing_for_desktop, play_desktop
+from playserve_trainer.demo.doom.film import film_paths, make_film
+from playserve_trainer.demo.doom.page import render_page
+from playserve_trainer.demo.doom.plan import POLICY, DoomPlan
+from playserve_trainer.demo.doom.report import markdown, print_results
+from playserve_trainer.demo.doom.results import read_results
+from playserve_trainer.demo.doom.steps import playing, publishing, recording, serving, training
+from playserve_trainer.demo.files import read_json
+from playserve_trainer.demo.folder import clear_folder, locked_folder
+from playserve_trainer.demo.log import DemoLog, now
+from playserve_trainer.demo.outcome import is_played, is_trained
+from playserve_trainer.demo.processes import run_command, serve, shown
+from playserve_trainer.demo.steps import Step
+from playserve_trainer.demo.table import clock, print_times
+
+__all__ = ["PAGE_NAME", "REPORT_NAME", "RESULTS_FILE", "run_doom"]
+
+PAGE_NAME, REPORT_NAME, RESULTS_FILE = "index.html", "report.md", "results.json"
+_PARTS = ("data", "train", "store", "rollout", "desktop", "films", "logs")
+_STATE_NAME = "state.safetensors"
+# Of the films: beyond the evaluator's own seeds, so that no film shows an episode of a table.
+_FILM_SEED = 1_900_000
+
+
+def run_doom(
+    plan: DoomPlan, out: Path, console: Console, *, fresh: bool = False, checkpoint: Path | None = None
+) -> int:
+    """Run what is missing of `plan` in the folder `out`, write the page; return 0, or 1 where a limit is missed.
+
+    Args:
+        plan: What to do.
+        out: Folder of everything.
+        console: Where to report.
+        fresh: Throw away what an earlier run left.
+        checkpoint: A checkpoint to publish instead of recording and training.
+
+    Raises:
+        PlayserveError: The folder was begun with another plan, is in use, or a stage failed; what is finished is kept.
+        KeyboardInterrupt: Somebody stopped it; the same call goes on.
+    """
+    started = time.monotonic()
+    out.mkdir(parents=True, exist_ok=True)
+    with locked_folder(out):
+        if fresh:
+            clear_folder(out, _PARTS, (PAGE_NAME, REPORT_NAME, RESULTS_FILE))
+        log = DemoLog.open(out, plan)
+        _Recipe(plan, out, console, log, checkpoint).run()
+        log.update({"run_seconds": round(time.monotonic() - started, 3)})
+        return _conclude(plan, out, console, log)
+
+
+class _Recipe:
+    """The stages of one folder."""
+
+    def __init__(self, plan: DoomPlan, out: Path, console: Console, log: DemoLog, checkpoint: Path | None) -> None:
+        self._plan, self._out, self._console, self._log, self._checkpoint = plan, out, console, log, checkpoint
+        self._started = time.monotonic()
+
+    def run(self) -> None:
+        """Make the policy, then measure and film it."""
+        if self._checkpoint is None:
+            self._make()
+        else:
+            step = publishing(self._checkpoint, self._out / "store")
+            self._stage(step, done=(step.out / "1" / "manifest.json").exists())
+        self._use()
+
+    def _make(self) -> None:
+        plan, out = self._plan, self._out
+        step = recording(plan, out)
+        self._stage(step, done=is_recorded(plan, step.out))
+        step = training(plan, out)
+        resume = ("--resume",) if (step.out / _STATE_NAME).exists() else ()
+        self._stage(step, done=is_trained(step.out, out / "store"), more=resume)
+
+    def _use(self) -> None:
+        plan, out = self._plan, self._out
+        rollouts = [playing(plan, rollout, out, "-") for rollout in plan.rollouts()]
+        films = [pair for pair in plan.filmed if not all(path.exists() for path in film_paths(out, *pair))]
+        desktops = [
+            name
+            for name in (plan.scores if plan.desktop_episodes else ())
+            if not (desktop_folder(name, out) / RESULTS_NAME).exists()
+        ]
+        missing = missing_for_desktop() if desktops else ""
+        if missing:
+            self._console.print(f"\nleft out: the desktop loop; {missing}", markup=False)
+            desktops = []
+        if all(is_played(step.out) for step in rollouts) and not (films or desktops):
+            self._console.print("\neverything was played and filmed by an earlier run in this folder: kept")
+            return
+        command = serving(out)
+        self._console.print(f"\n[bold]Serve[/bold] what was published\n$ {escape(shown(command))}")
+        with ExitStack() as stack:
+            with self._log.stage("serve", "Start the policy server", ["playserve", *command]):
+                address = stack.enter_context(serve(command, out / "logs" / "serve.log"))
+            self._console.print(f"ready at {address}")
+            for rollout in plan.rollouts():
+                step = playing(plan, rollout, out, address)
+                self._stage(step, done=is_played(step.out))
+            if films:
+                self._own_stage("film", "Film the policy in real time", lambda: self._film(films, address))
+            if desktops:
+                title = f"Play {plan.desktop_episodes} episodes of each scenario through windows of a virtual display"
+                self._own_stage("desktop", title, lambda: self._sit(desktops, address))
+
+    def _film(self, films: Sequence[tuple[str, str]], address: str) -> None:
+        for scenario, goal in films:
+            film = make_film(address, scenario, goal, self._out, seconds=self._plan.film_s, seed=_FILM_SEED)
+            self._console.print(
+                f"film of {scenario}, {goal}: score {film['score']:g}, {film['frames']} frames, "
+                f"round trip p50 {film['round_trip_ms']['p50']:.1f} ms: {self._out / film['path']}",
+                markup=False,
+            )
+
+    def _sit(self, scenarios: Sequence[str], address: str) -> None:
+        def tell(scenario: str, number: int, score: float) -> None:
+            self._console.print(
+                f"{scenario}, episode {number + 1} of {self._plan.desktop_episodes}: {score:g}", markup=False
+            )
+
+        with ThreadPoolExecutor(self._plan.desktop_at_once) as pool:
+            jobs = [pool.submit(play_desktop, self._plan, name, address, self._out, tell) for name in scenarios]
+            for job in jobs:
+                job.result()
+
+    def _own_stage(self, name: str, title: str, work: Callable[[], None]) -> None:
+        """Run a stage that is no command."""
+        self._console.print(f"\n[bold]{escape(title)}[/bold] ({self._since()} since the start)")
+        with self._log.stage(name, title, []):
+            work()
+
+    def _stage(self, step: Step, *, done: bool, more: Sequence[str] = ()) -> None:
+        """Run one command, unless its files are whole already."""
+        about = f", about {clock(step.expected_s)}" if step.expected_s and not done else ""
+        self._console.print(f"\n[bold]{escape(step.title)}[/bold] ({self._since()} since the start{about})")
+        command = (*step.command, *more)
+        if done:
+            self._console.print("finished by an earlier run in this folder: kept")
+            return
+        with self._log.stage(step.name, step.title, ["playserve", *command]):
+            self._console.print(f"$ {escape(shown(command))}")
+            status = run_command(command)
+            if status:
+                raise ServerFault(
+                    f"stage {step.name} ended with status {status}; what is finished is kept in {self._out}"
+                )
+
+    def _since(self) -> str:
+        return clock(time.monotonic() - self._started)
+
+
+def is_recorded(plan: DoomPlan, folder: Path) -> bool:
+    """Return whether enough of every goal was recorded."""
+    try:
+        summary = read_json(folder / "summary.json")
+    except (NotFoundError, DataLossError):
+        return False
+    found = {(goal["scenario"], goal["goal"]): goal["frames"] for goal in summary["goals"]}
+    from playserve_client.doom.scenarios import scenario_of
+
+    wanted = [(name, goal.name) for name in plan.scenarios for goal in scenario_of(name).goals]
+    return not summary["interrupted"] and all(found.get(pair, 0) >= plan.frames for pair in wanted)
+
+
+def _conclude(plan: DoomPlan, out: Path, console: Console, log: DemoLog) -> int:
+    """Write results, report and page, print the tables; return the exit status."""
+    results = read_results(plan, out)
+    films = [read_json(film_paths(out, *pair)[1]) for pair in plan.filmed if film_paths(out, *pair)[1].exists()]
+    seconds = log.seconds()
+    recipe_s = seconds.get("record", 0.0) + seconds.get("train", 0.0)
+    missed = [item for item in results["verdicts"] if item["met"] is False]
+    judged = any(item["met"] is not None for item in results["verdicts"])
+    manifest = read_json(out / "store" / POLICY / "1" / "manifest.json")
+    value = {
+        "plan": plan.to_json(), "manifest": manifest, **results, "films": films,
+        "record_and_train_seconds": round(recipe_s, 1), "stage_seconds": seconds,
+    }  # fmt: skip
+    log.update({
+        "finished_at": now(), "verdicts": results["verdicts"], "goals_met": not missed if judged else None,
+        "stage_seconds": seconds, "total_seconds": log.total_s(), "record_and_train_seconds": round(recipe_s, 1),
+        "page": PAGE_NAME,
+    })  # fmt: skip
+    _write(out / RESULTS_FILE, json.dumps(value, indent=2) + "\n")
+    _write(out / REPORT_NAME, markdown(value, log.value))
+    _write(out / PAGE_NAME, render_page(value, log.value, out))
+    console.print()
+    print_results(value, console)
+    print_times(log, console)
+    console.print(f"page: {out / PAGE_NAME}   numbers: {out / RESULTS_FILE}   record: {log.path}", markup=False)
+    return 1 if missed else 0
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
