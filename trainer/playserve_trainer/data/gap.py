@@ -147,7 +147,7 @@ def _answers(policy: P2PPolicy, clip: LiveClip, frames_TSS3: Frames) -> list[Ten
         inputs[INSTRUCTION] = vector.expand(1, targets.shape[1], -1)
     first = torch.zeros(targets.shape[:2], dtype=torch.bool, device=device)
     first[:, 0] = True
-    return [head[0].float().log_softmax(-1) for head in policy(inputs, executed, first).logits]
+    return [head[0].double().log_softmax(-1) for head in policy(inputs, executed, first).logits]
 
 
 def _compare(policy: P2PPolicy, live: Sequence[Tensor], other: Sequence[Tensor]) -> tuple[NDArray[np.float64], float]:
