@@ -59,8 +59,8 @@ class RuntimeFactory:
     session_bytes: int | None = None
     pools: dict[str, SlotPool] = dataclasses.field(default_factory=dict)
 
-    def pool(self, policy: Policy) -> SlotPool:
-        """Return the pool of a policy's layout. Event loop's thread only.
+    def pool(self, policy: Policy, name: str = "") -> SlotPool:
+        """Return the pool of a policy's layout; `name` is for people. Event loop's thread only.
 
         Raises:
             BadSettingError: Its memory does not hold one session.
@@ -69,13 +69,14 @@ class RuntimeFactory:
         if digest not in self.pools:
             layout, memory = policy.state_layout(), SessionMemory(self.session_bytes, self.device)
             promised = sum(pool.bytes_per_slot * pool.capacity for pool in self.pools.values())
-            capacity = memory.slots(policy.spec().name or policy.spec().family, layout, self.slots, promised)
+            capacity = memory.slots(name or policy.spec().family, layout, self.slots, promised)
             self.pools[digest] = SlotPool(digest, layout, capacity, self.device)
         return self.pools[digest]
 
     def make(self, spec: PolicySpec, policy: Policy, pool: SlotPool) -> LoadedPolicy:
         """Return a warm version, its weights made for play. May run in any thread: it touches the scratch slot only."""
-        autocast = self.autocast and not policy.prepare_for_play("bfloat16")
+        prepared = policy.prepare_for_play("bfloat16" if self.autocast else "float32")
+        autocast = self.autocast and not prepared
         runtime = TorchRuntime(
             spec,
             policy,
@@ -130,7 +131,7 @@ class PolicyLoader:
     async def add_policy(self, name: str, policy: Policy, version: str = "1") -> LoadedPolicy:
         """Serve a policy object under a name."""
         spec = dataclasses.replace(policy.spec(), name=name, version=version)
-        pool = self._factory.pool(policy)
+        pool = self._factory.pool(policy, name)
         loop = asyncio.get_running_loop()
         loaded = await loop.run_in_executor(self._threads, self._factory.make, spec, policy.eval(), pool)
         self._add(loaded)
@@ -222,7 +223,8 @@ class PolicyLoader:
     async def _load_now(self, entry: Entry) -> LoadedPolicy:
         loop = asyncio.get_running_loop()
         policy, spec = await loop.run_in_executor(self._threads, self._read, entry)
-        loaded = await loop.run_in_executor(self._threads, self._factory.make, spec, policy, self._factory.pool(policy))
+        pool = self._factory.pool(policy, entry.policy)
+        loaded = await loop.run_in_executor(self._threads, self._factory.make, spec, policy, pool)
         self._add(loaded)
         return loaded
 

@@ -18,6 +18,8 @@ from playserve_services.inference.runtime import Row, Rows, TorchRuntime
 from playserve_services.inference.sampling import BatchSampler, uniforms
 from playserve_services.inference.sessions import Answer, Frame, Session, Settings
 from playserve_services.inference.slots import SlotPool
+from playserve_services.inference.timemodel import TimeModel
+from playserve_trainer.models.policy import StepOutput
 
 
 def frame(rig: Rig, session: Session, seq: int, seen: int = 0, **options: Any) -> Frame:
@@ -251,3 +253,46 @@ def test_draws_within_bins_come_from_heads_of_their_own() -> None:
     assert np.array_equal(whole[:, :3], uniforms([1], [2], 3))
     drawn = [int(sampler(torch.zeros(1, 10), head)) for head in range(3)]
     assert drawn == [int(u * 10) for u in whole[0, :3]]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "own", "autocast"),
+    [(False, True, False), (False, False, False), (True, True, False), (True, False, True)],
+)
+def test_a_policy_makes_its_own_weights_for_play_or_is_computed_under_autocast(
+    wanted: bool, own: bool, autocast: bool
+) -> None:
+    asked: list[str] = []
+    under: list[bool] = []
+
+    class Prepared(DesktopPolicy):
+        def prepare_for_play(self, precision: str) -> bool:
+            asked.append(precision)
+            return own
+
+        def step(self, *args: Any) -> StepOutput:
+            under.append(torch.is_autocast_enabled("cpu"))
+            return super().step(*args)
+
+    policy = Prepared()
+    factory = RuntimeFactory(slots=4, max_batch=4, autocast=wanted)
+    factory.make(dataclasses.replace(policy.spec(), version="1"), policy, factory.pool(policy))
+    assert asked == ["bfloat16" if wanted else "float32"]
+    assert set(under) == {autocast}
+
+
+def test_frames_that_catch_up_count_as_batches_of_their_own_for_the_time_model(rig: Rig) -> None:
+    policy = rig.load("d", DesktopPolicy(rate_hz=20.0, catch_up_frames=4))
+    observed: list[tuple[float, float]] = []
+
+    class Spy(TimeModel):
+        def observe(self, rows: float, seconds: float) -> None:
+            observed.append((rows, seconds))
+            super().observe(rows, seconds)
+
+    policy.time_model = Spy()
+    session = rig.open(policy, live=True)
+    for seq in range(1, 5):
+        arrive(rig, session, seq, seen=seq)
+    rig.engine.run_all()
+    assert [rows for rows, _ in observed] == [1, 1], "one frame, then three that entered one after another"
