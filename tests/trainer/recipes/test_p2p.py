@@ -1,6 +1,8 @@
 """The p2p recipe: from recordings to a checkpoint that plays, resumed, fine-tuned, mixed."""
 
 import json
+import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from playserve.cli import main
 from playserve.errors import BadSettingError, NotFoundError
 from playserve_client.p2p.recording import Source
 from playserve_trainer import checkpoint
+from playserve_trainer.data.prefetch import Prefetcher
 from playserve_trainer.models.policy import INSTRUCTION
 from playserve_trainer.recipes import Prepared, p2p
 from playserve_trainer.train import finish
@@ -217,3 +220,54 @@ def test_the_command_trains_and_its_checkpoint_loads(tmp_path: Path, capsys: pyt
     assert json.loads((out / "summary.json").read_text())["steps"] == 3
     assert main([*common, "--resume", "--max-steps", "4", "--no-augment"]) == 2
     assert "augment" in capsys.readouterr().err
+
+
+def _golden() -> Path:
+    """Return ../shared/data/p2p-golden (or shared/data/...); its test is skipped where it is not."""
+    root = Path(__file__).resolve().parents[3]
+    for folder in (root.parent / "shared" / "data" / "p2p-golden", root / "shared" / "data" / "p2p-golden"):
+        if (folder / "golden.safetensors").is_file():
+            return folder
+    pytest.skip("missing data: ../shared/data/p2p-golden")
+
+
+def test_an_imported_checkpoint_of_open_p2p_is_fine_tuned(tmp_path: Path) -> None:
+    ckpt, imported, out = _golden() / "checkpoint-step=00000000.ckpt", tmp_path / "imported", tmp_path / "run"
+    assert main(["import", "open-p2p", str(ckpt), "--out", str(imported), "--text-encoder", "words"]) == 0
+    for _ in range(2):
+        small.record(tmp_path / "data", 10, size=192, texts=[("go left", 0, 5)])
+    command = ["train", "p2p", "--data", str(tmp_path / "data"), "--out", str(out), "--init-from", str(imported),
+               "--batch-size", "2", "--sequence-length", "4", "--max-steps", "1", "--threads", "1", "--lr", "1e-4",
+               "--warmup-steps", "0", "--eval-samples", "8", "--held-out", "0.5", "--freeze-trunk", "--schedule",
+               "constant", "--ema-decay", "0", "--precision", "bf16"]  # fmt: skip
+    assert main(command) == 0
+    before, after = (checkpoint.load(folder)[0].state_dict() for folder in (imported, out / "checkpoint"))
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert after[name].dtype in (torch.float32, torch.int64)
+        moved = (after[name].float() - tensor.float()).abs().max()
+        assert moved <= 2e-4 + 1e-2 * tensor.float().abs().max(), name
+        if name.startswith("image.trunk."):
+            assert moved == 0, name
+    assert any(not torch.equal(after[name].float(), before[name].float()) for name in before)
+
+
+def test_frames_in_memory_stay_below_the_stated_limit(data: Path, tmp_path: Path) -> None:
+    limit_mib, batch = 4, 16 * 16 * 32 * 32 * 3
+    config = _config(data, tmp_path, batch_size=16, sequence_length=16, memory_limit_mib=limit_mib, prefetch=3,
+                     cache_limit_mib=0, text_encoder="none")  # fmt: skip
+    source = p2p.prepare(config).source
+    assert 5 * batch <= limit_mib << 20 < 6 * batch  # the limit is no more than what is needed
+    source.batch(0)
+    tracemalloc.start()
+    try:
+        with Prefetcher(source, depth=config.prefetch) as batches:
+            for _ in range(12):
+                held = batches.next()
+                time.sleep(0.02)  # a loop that is slower than its loader
+                del held
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # numpy counts frames here; the rest is small. One batch may have been handed over while the next is begun.
+    assert batch < peak < (limit_mib << 20) + 300_000
