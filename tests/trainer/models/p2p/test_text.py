@@ -6,11 +6,13 @@ import copy
 import importlib.util
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from playserve.errors import BadSettingError, NotImplementedHereError
+from playserve.errors import BadSettingError, NotFoundError, NotImplementedHereError
 from playserve_trainer.models.p2p import P2PPolicy
 from playserve_trainer.models.p2p.text import LazyEncoder, WordEncoder, load_encoder
 
@@ -65,3 +67,45 @@ def test_a_library_that_is_not_installed_is_named(name: str, package: str) -> No
         pytest.skip(f"{package} is installed")
     with pytest.raises(NotImplementedHereError, match=rf"'{package}'; install it with pip install 'playserve\[text\]'"):
         load_encoder(name, 768)
+
+
+def tiny_gemma(folder: Path) -> Any:
+    """Save a random text model of Gemma's architecture with a vocabulary of words, and return the model."""
+    transformers = pytest.importorskip("transformers", reason="missing package: transformers")
+    tokenizers = pytest.importorskip("tokenizers", reason="missing package: tokenizers")
+    words = {word: i for i, word in enumerate(["<pad>", "<unk>", "press", "the", "red", "button"])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>").save_pretrained(folder)
+    torch.manual_seed(0)
+    config = transformers.Gemma3TextConfig(
+        vocab_size=6, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, max_position_embeddings=256, pad_token_id=0, bos_token_id=1, eos_token_id=1,
+    )  # fmt: skip
+    model = transformers.Gemma3TextModel(config).eval()
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.filterwarnings("default")
+def test_embeddinggemma_is_the_masked_mean_of_the_last_hidden_state(tmp_path: Path) -> None:
+    model = tiny_gemma(tmp_path)
+    encoder = load_encoder(f"gemma:{tmp_path}", 32)
+    hidden = model(input_ids=torch.tensor([[2, 3, 4, 5]])).last_hidden_state  # without the padding
+    torch.testing.assert_close(encoder.encode("press the red button"), hidden.mean(1)[0].detach(), atol=1e-5, rtol=1e-5)
+    with pytest.raises(BadSettingError, match="vectors of 32; the policy wants 768"):
+        load_encoder(f"gemma:{tmp_path}", 768)
+    with pytest.raises(NotFoundError, match="cannot be loaded"):
+        load_encoder(f"gemma:{tmp_path / 'nothing'}", 32)
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_sentence_transformers_model_by_path(tmp_path: Path) -> None:
+    library = pytest.importorskip("sentence_transformers", reason="missing package: sentence_transformers")
+    tiny_gemma(tmp_path / "base")
+    parts = library.models if hasattr(library, "models") else library.sentence_transformer.modules
+    model = library.SentenceTransformer(modules=[parts.Transformer(str(tmp_path / "base")), parts.Pooling(32)])
+    model.save(str(tmp_path / "sentences"))
+    encoder = load_encoder(str(tmp_path / "sentences"), 32)
+    wanted = torch.from_numpy(model.encode("press the button"))
+    torch.testing.assert_close(encoder.encode("press the button"), wanted)

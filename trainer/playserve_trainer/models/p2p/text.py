@@ -110,7 +110,7 @@ class GemmaEncoder:
         from transformers import AutoModel, AutoTokenizer
 
         self._tokenizer: Any = _loaded(source, lambda: AutoTokenizer.from_pretrained(source))
-        self._model: Any = _loaded(source, lambda: AutoModel.from_pretrained(source, torch_dtype=torch.float32))
+        self._model: Any = _loaded(source, lambda: AutoModel.from_pretrained(source).float())
         self._model.eval()
         self.width = int(self._model.config.hidden_size)
 
@@ -138,7 +138,9 @@ class SentenceEncoder:
         from sentence_transformers import SentenceTransformer
 
         self._model: Any = _loaded(source, lambda: SentenceTransformer(source, device="cpu"))
-        self.width = int(self._model.get_sentence_embedding_dimension())
+        # Named otherwise before version 5.
+        width = getattr(self._model, "get_embedding_dimension", None) or self._model.get_sentence_embedding_dimension
+        self.width = int(width())
 
     def encode(self, text: str) -> Tensor:
         """See :class:`TextEncoder`."""
