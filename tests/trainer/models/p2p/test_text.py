@@ -74,9 +74,9 @@ def tiny_gemma(folder: Path) -> Any:
     transformers = pytest.importorskip("transformers", reason="missing package: transformers")
     tokenizers = pytest.importorskip("tokenizers", reason="missing package: tokenizers")
     words = {word: i for i, word in enumerate(["<pad>", "<unk>", "press", "the", "red", "button"])}
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))  # noqa: S106
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>").save_pretrained(folder)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>").save_pretrained(folder)  # noqa: S106
     torch.manual_seed(0)
     config = transformers.Gemma3TextConfig(
         vocab_size=6, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
