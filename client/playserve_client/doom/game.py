@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import tempfile
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from playserve.actions import DesktopAction
 from playserve.errors import BadSettingError, ServerFault
 from playserve_client.doom.maps import map_name, two_vests_wad, variant_of
+from playserve_client.doom.process import make_folder, mark, mortal
 from playserve_client.doom.scenarios import DEGREES_PER_PIXEL, KEYS, TICS_PER_FRAME, TICS_PER_S, Scenario
 from playserve_client.doom.view import Seen, View
 
@@ -91,7 +91,7 @@ class DoomGame:
         self.scenario = scenario
         self._variables = [getattr(vizdoom.GameVariable, name) for name in PROBES]
         self._game = game = vizdoom.DoomGame()
-        self._folder = Path(tempfile.mkdtemp(prefix="playserve-doom-"))
+        self._folder = make_folder()
         # Also where nobody closes it: the process is gone, and then its files, before this process ends.
         self._end = weakref.finalize(self, _end, game, self._folder)
         self._state: Any = None
@@ -110,7 +110,10 @@ class DoomGame:
         before = _LEFT_BEHIND.exists()
         try:
             with _typed("at its start"):
+                if (program := mortal(Path(vizdoom.__file__).parent / "vizdoom", self._folder)) is not None:
+                    game.set_vizdoom_path(program)
                 game.init()
+                mark(self._folder, game.get_instance_id())
         except BaseException:
             self.close()
             raise

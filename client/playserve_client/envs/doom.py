@@ -14,7 +14,7 @@ from playserve.errors import BadActionError, BadSettingError
 from playserve.resize import HAMMING_V1, resize
 from playserve.specs import DesktopActionSpec
 from playserve_client.doom.facts import EpisodeCounter
-from playserve_client.doom.game import PROBES, DoomGame
+from playserve_client.doom.game import PROBES, SCREENS, DoomGame
 from playserve_client.doom.scenarios import TICS_PER_FRAME, Goal, Scenario, scenario_of
 from playserve_client.doom.view import View
 from playserve_client.envs.desktop import DesktopSpace
@@ -64,7 +64,8 @@ class DoomEnv(gymnasium.Env[Observation, DesktopAction]):
     :meth:`reset` and of the actions.
 
     The reward is the scenario's own where the goal is its first and the map is ViZDoom's; else the episode's last
-    step gives 1 where the goal was met. After the end of an episode the game shows nothing: its last frame stays.
+    step gives 1 where the goal was met. The game's process starts with the first :meth:`reset`. After the end of an
+    episode the game shows nothing: its last frame stays.
 
     The info of :meth:`reset` has ``seed``, ``goal`` and ``instruction`` (also the attribute), that of an episode's
     last step ``episode_facts``: see :mod:`playserve_client.doom.facts`; ``end`` is "died", "timeout", "max_steps" or
@@ -128,7 +129,10 @@ class DoomEnv(gymnasium.Env[Observation, DesktopAction]):
                 max_mouse_px=_LARGEST_PX if self.scenario.turns else 0.0,
             )
         )
-        self._game = DoomGame(self.scenario, screen=screen, depth=record_labels, walls=record_labels)
+        if screen not in SCREENS:
+            raise BadSettingError(f"screen {screen!r} is none of {', '.join(SCREENS)}")
+        self._started: DoomGame | None = None
+        self._screen_size, self._all_seen = screen, record_labels
         self._counter = EpisodeCounter(self.scenario, PROBES)
         self._screen = self._frame = np.zeros(0, np.uint8)
         self._probes = np.zeros(len(PROBES))
@@ -146,6 +150,9 @@ class DoomEnv(gymnasium.Env[Observation, DesktopAction]):
         if seed is None:
             seed = int.from_bytes(os.urandom(6), "little")
         self._ended = True  # until it has begun
+        if self._started is None:
+            seen = self._all_seen
+            self._started = DoomGame(self.scenario, screen=self._screen_size, depth=seen, walls=seen)
         self._game.start(seed)
         self._counter = EpisodeCounter(self.scenario, PROBES)
         self.score, self.steps, self._ended = 0.0, 0, False
@@ -177,6 +184,12 @@ class DoomEnv(gymnasium.Env[Observation, DesktopAction]):
         self.score += reward
         return self._observation(), reward, terminated, truncated, info
 
+    @property
+    def _game(self) -> DoomGame:
+        if self._started is None:
+            raise gymnasium.error.ResetNeeded("no episode was started; call reset() first")
+        return self._started
+
     def view(self) -> View:
         """Return what a scripted player may see of the newest frame; a policy never does."""
         if self._view is None:
@@ -198,7 +211,8 @@ class DoomEnv(gymnasium.Env[Observation, DesktopAction]):
     def close(self) -> None:
         """End the game's process."""
         self._ended = self._closed = True
-        self._game.close()
+        if self._started is not None:
+            self._started.close()
 
     def _look(self) -> None:
         """Take over what the game shows now; after its end the last screen stays."""

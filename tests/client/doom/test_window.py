@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -22,10 +21,10 @@ from playserve_client.doom.window import DoomWindow, baseline_scores, play_windo
 ANGLE = PROBES.index("ANGLE")
 
 
-@pytest.fixture(scope="module")
-def display() -> Iterator[str]:
-    if not (shutil.which("Xvfb") and shutil.which("xdotool")):
-        pytest.skip("needs Xvfb and xdotool")
+@pytest.fixture
+def display(require_program: Callable[[str], None]) -> Iterator[str]:
+    require_program("Xvfb")
+    require_program("xdotool")
     read, write = os.pipe()
     command = ["Xvfb", "-displayfd", str(write), "-screen", "0", "800x600x24", "-nolisten", "tcp"]
     server = subprocess.Popen(command, pass_fds=[write], stderr=subprocess.DEVNULL)

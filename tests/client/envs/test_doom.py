@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -209,8 +210,57 @@ def test_a_game_that_dies_is_a_typed_error_and_leaves_nothing(tmp_path: Path, mo
     assert list(tmp_path.iterdir()) == []
 
 
-def _children() -> set[int]:
-    """Return the processes of this one that are called vizdoom and live."""
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux to end the game")
+def test_a_game_does_not_outlive_the_process_that_started_it(tmp_path: Path) -> None:
+    program = (
+        "import sys, time\n"
+        "from playserve_client.envs.doom import DoomEnv\n"
+        "env = DoomEnv('basic'); env.reset(seed=1)\n"
+        "print('up', flush=True); sys.stdin.read()"
+    )
+    folders = {"TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, **folders},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout.readline() == "up\n"
+    (game,) = _children(process.pid)
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    process.stdin.close()
+    deadline = time.monotonic() + 30
+    while _runs(game):
+        assert time.monotonic() < deadline, f"the game {game} still runs"
+        time.sleep(0.02)
+    (left,) = tmp_path.glob("playserve-doom-*")
+    instance = (left / "instance").read_text()
+    assert list(Path("/dev/shm").glob(f"*{instance}"))
+    # The next game tidies up after it.
+    subprocess.run(
+        [sys.executable, "-c", "from playserve_client.doom.process import make_folder; make_folder().rmdir()"],
+        env={**os.environ, **folders},
+        check=True,
+    )
+    assert not list(tmp_path.iterdir())
+    assert not list(Path("/dev/shm").glob(f"*{instance}"))
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _children(of: int | None = None) -> set[int]:
+    """Return the processes of this one, or of another, that are called vizdoom and live."""
     found = set()
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -218,7 +268,7 @@ def _children() -> set[int]:
         except OSError:
             continue
         state, parent = rest.split()[:2]
-        if "vizdoom" in name and int(parent) == os.getpid() and state != "Z":
+        if "vizdoom" in name and int(parent) == (of or os.getpid()) and state != "Z":
             found.add(int(path.parent.name))
     return found
 
