@@ -276,6 +276,33 @@ def test_keys_are_lifted_when_the_player_is_killed(
     assert status == (130 if number is signal.SIGTERM else -signal.SIGKILL)
 
 
+def test_the_p2p_policy_of_a_real_server_plays_a_window(
+    screen: XServer, start: Callable[..., Program], tmp_path: Path
+) -> None:
+    pytest.importorskip("torch")
+    from contract_kit.servers import serving
+
+    game = _window(start, screen, "Game", "100,80,640,480", RED)
+    out = tmp_path / "run.json"
+    flags = ["--window", "Game", "--out", str(out), "--text", "go", "--seed", "5", "--deadline-ms", "5000"]
+    with (
+        serving([], "--policy", "p2p=desktop.served:p2p") as server,
+        playing(screen, server.address, *flags, cwd=tmp_path, policy="p2p") as client,
+    ):
+        # Untrained, it presses and moves at random: all of it must arrive.
+        game.wait_for(lambda line: "key" in line and line["down"], "a key")
+        game.wait_for(lambda line: "x" in line, "mouse motion")
+        client.type("/mouse conservative")
+        client.type("turn around")
+        wait_until(lambda: '"turn around" | policy' in client.text(), "the status line")
+        client.type("/quit")
+        assert client.wait() == 0, client.text()
+        assert "Traceback" not in server.log(), server.log()
+    report = _report(out)
+    assert report["tally"]["applied"] > 5
+    assert report["step_errors"] == 0, report["last_step_error"]
+
+
 def test_typed_lines_change_the_instruction(screen: XServer, start: Callable[..., Program], tmp_path: Path) -> None:
     _window(start, screen, "Game", "100,80,640,480", RED)
     script, out = Script(), tmp_path / "run.json"

@@ -204,13 +204,15 @@ class _Console:
                 self._say(line)
 
     def _listen(self) -> None:
-        for line in sys.stdin:
-            if self._over.is_set():
-                return
-            try:
-                self._obey(line)
-            except PlayserveError as error:
-                self._say(str(error))
+        # Not through sys.stdin, whose lock this thread would hold when the process ends.
+        rest = b""
+        while (more := _read_stdin()) and not self._over.is_set():
+            *lines, rest = (rest + more).split(b"\n")
+            for line in lines:
+                try:
+                    self._obey(line.decode("utf-8", "replace"))
+                except PlayserveError as error:
+                    self._say(str(error))
 
     def _obey(self, line: str) -> None:
         asked = parse_line(line, self._sampling)
@@ -230,6 +232,14 @@ class _Console:
             self._player.stop("/quit")
         elif isinstance(asked, Show):
             self._say(asked.text)
+
+
+def _read_stdin() -> bytes:
+    """Return what was typed; empty where nothing ever will be."""
+    try:
+        return os.read(sys.stdin.fileno(), 4096)
+    except (OSError, ValueError, AttributeError):
+        return b""
 
 
 def _width() -> int:

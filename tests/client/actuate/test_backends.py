@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from desktop.rig import Program
 from desktop.xserver import xserver
 
 from playserve_client.actuate.base import ActuationError
@@ -147,3 +148,41 @@ def test_an_x_server_keeps_the_keys_of_the_dead(require_program: Callable[[str],
         connection.close()
     code = 17 + 8  # KeyW
     assert keymap[code // 8] >> code % 8 & 1
+
+
+_PRESS_THINGS = """
+from playserve.actions import DesktopAction
+from playserve_client.actuate import Actuator
+from playserve_client.actuate.x11 import X11Backend
+backend = X11Backend()
+assert backend.can_press("KeyW") and backend.can_press("ArrowLeft") and not backend.can_press("Fn")
+with Actuator(backend) as actuator:
+    actuator.apply(DesktopAction(frozenset({"KeyW", "ArrowLeft"}), frozenset({2}), 50.0, -30.0, 1.0))
+"""
+
+
+def test_x11_presses_reach_a_window_and_motion_is_not_accelerated(
+    require_program: Callable[[str], None], tmp_path: Path
+) -> None:
+    require_program("Xvfb")
+    if importlib.util.find_spec("pynput") is None:
+        pytest.skip("missing package: pynput")
+    from Xlib import display as xdisplay
+
+    with xserver("Xvfb", tmp_path / "xvfb.log") as x:
+        window = Program([sys.executable, "-m", "desktop.window", "Game", "300,200,600,400", "c02010"], x.env)
+        window.wait_for(lambda line: "ready" in line, "the window")
+        connection = xdisplay.Display(x.display)
+        connection.screen().root.warp_pointer(500, 400)
+        connection.sync()
+        done = subprocess.run([sys.executable, "-c", _PRESS_THINGS], env=x.env, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr
+        window.wait_for(lambda line: line.get("key") == "w" and not line["down"], "the release")
+        pointer = connection.screen().root.query_pointer()
+        connection.close()
+        window.close()
+    assert (pointer.root_x, pointer.root_y) == (550, 370)  # though this server accelerates mice by 2
+    edges = [(line.get("key") or line.get("button"), line["down"]) for line in window.lines if "down" in line]
+    # Left arrow and W, then the right button and the wheel; buttons are lifted after the keys.
+    assert edges == [("0xff51", True), ("w", True), (3, True), (4, True), (4, False),
+                     ("0xff51", False), ("w", False), (3, False)]  # fmt: skip
