@@ -46,6 +46,7 @@ _POLICY_SERVICE = policy_service_pb2.DESCRIPTOR.services_by_name["PolicyService"
 _ADMIN_SERVICE = admin_service_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
 _TRANSFER_SERVICE = state_transfer_service_pb2.DESCRIPTOR.services_by_name["StateTransferService"].full_name
 _SERVING = health_pb2.HealthCheckResponse.SERVING
+_FIRST_TEXT = "Go on."
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
@@ -262,6 +263,8 @@ class InferenceServer:
         await self._health.set(name, _SERVING if serving else _NOT_SERVING)
 
     def _policy_ready(self, policy: LoadedPolicy) -> None:
+        if policy.spec.takes_instruction:
+            self.core.embed_soon(policy, _FIRST_TEXT)  # its encoder is loaded now, and not when somebody waits for it
         task = asyncio.ensure_future(self._set_health(f"policy/{policy.spec.name}", serving=True))
         task.add_done_callback(lambda done: done.exception())
 

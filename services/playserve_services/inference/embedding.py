@@ -63,8 +63,12 @@ class EmbedSoon:
     def _embed(self, policy: LoadedPolicy, text: str, key: tuple[int, str]) -> None:
         try:
             policy.runtime.prepare_instruction(text)
-        except Exception:  # noqa: BLE001 - sessions stay on the version that can read it
-            _log.exception("policy %s version %s cannot read an instruction", policy.spec.name, policy.spec.version)
+        except Exception as error:  # noqa: BLE001 - sessions stay on the version that can read it
+            known = isinstance(error, PlayserveError)
+            _log.warning(
+                "policy %s version %s cannot read instructions: %s",
+                policy.spec.name, policy.spec.version, error, exc_info=None if known else error,
+            )  # fmt: skip
         else:
             self._under_way.discard(key)
 

@@ -12,7 +12,7 @@ import pytest
 from desktop_policy import HEADS, DesktopPolicy, encode, enter
 
 from playserve.actions import DesktopAction
-from playserve.errors import BadSettingError, EpisodeReusedError, PlayserveError, StepFailedError
+from playserve.errors import BadSettingError, EpisodeReusedError, NotFoundError, PlayserveError, StepFailedError
 from playserve.settings import (
     ActionSource,
     Extras,
@@ -172,6 +172,29 @@ def test_no_instruction_is_ever_embedded_on_the_engine_or_the_loop() -> None:
         assert threads_of(policy) <= AWAY
 
     asyncio.run(main())
+
+
+def test_an_encoder_is_loaded_before_anybody_waits_for_it(caplog: pytest.LogCaptureFixture) -> None:
+    class Deaf(DesktopPolicy):
+        def embed_instruction(self, text: str) -> Any:
+            if text:
+                raise NotFoundError("the encoder is not here")
+            return super().embed_instruction(text)
+
+    async def main() -> None:
+        policies = {"ears": DesktopPolicy, "deaf": Deaf}
+        async with InferenceServer(ServeSettings(port=0), policies) as server:  # type: ignore[arg-type]
+            runtime = server.catalog.resolve("ears").runtime
+            async with PolicyClient(f"127.0.0.1:{server.port}", timeout_s=20.0) as client:
+                async with client.play("deaf") as session:
+                    await result_of(session, 1)
+                    with pytest.raises(PlayserveError, match="the encoder is not here"):
+                        await session.configure(instruction="stop")  # behind the first texts in the same thread
+                    await result_of(session, 2)
+            assert runtime.knows_instruction("Go on.")
+
+    asyncio.run(main())
+    assert "policy deaf version 1 cannot read instructions: the encoder is not here" in caplog.text
 
 
 def test_a_session_follows_to_a_version_that_has_read_its_instruction() -> None:
