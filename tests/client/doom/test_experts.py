@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("vizdoom")
 
+from playserve.actions import DesktopAction
 from playserve_client.doom.experts import needs_of
 from playserve_client.doom.scenarios import SCENARIOS
 from playserve_client.envs.doom import DoomEnv
@@ -75,3 +76,17 @@ def test_an_expert_meets_its_goal_on_the_same_map(make_env: Callable[..., DoomEn
         assert facts["score"] == 1
         # It does not meet it by doing nothing.
         assert facts["idle_frames"] < 0.7 * facts["steps"]
+
+
+@pytest.mark.parametrize("name", [name for name, scenario in SCENARIOS.items() if scenario.asks])
+def test_only_the_instruction_tells_the_goals_apart(make_env: Callable[..., DoomEnv], name: str) -> None:
+    shown, told = [], []
+    for goal in SCENARIOS[name].goals:
+        env = environment(make_env, name, goal.name)
+        observation, info = env.reset(seed=1_000_007)
+        frames = [observation["frame"].tobytes()]
+        frames += [env.step(DesktopAction(mouse_dx_px=9.0))[0]["frame"].tobytes() for _ in range(10)]
+        shown.append(frames)
+        told.append(info["instruction"])
+    assert shown[0] == shown[1]
+    assert told[0] != told[1]
