@@ -198,13 +198,13 @@ _REASONS = {
     "text_dropout": "a tenth of the clips has no instruction: the null vector of the no-text control is learnt",
     "mouse_decode": "the expert's motions are the centres of the bins, so the centre gives them back",
     "precision": "fp32: processors without bfloat16 units compute it ten times slower",
-    "minutes": "40 minutes of training and at most 15 of recording stay below 60",
+    "minutes": "52 minutes of training and 7 of recording (on two busy cores) stay below 60",
 }
 
 FULL_PLAN = DoomPlan(
     name="full",
     frames=20_000,
-    minutes=40.0,
+    minutes=52.0,
     train_flags=(*_NET, "--eval-every-steps", "1000", "--eval-samples", "4096"),
     score_episodes=100,
     baseline_episodes=50,

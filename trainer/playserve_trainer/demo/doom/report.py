@@ -15,6 +15,7 @@ from playserve_trainer.demo.table import duration, number
 
 __all__ = ["Grid", "grids", "markdown", "print_results", "verdict_text"]
 
+_PLAIN_WIDTH = 160
 _INTERVALS = (
     "Intervals are 95%: percentile bootstrap of scores and of normalised scores (agent, random player and expert "
     "resampled), Wilson's of shares. Normalised: (agent - random) / (expert - random)."
@@ -95,15 +96,7 @@ def _desktops(items: Sequence[Mapping[str, Any]]) -> Grid:
     )  # fmt: skip
     return Grid(
         title="Through the desktop: a visible window, its pixels, real keys and mouse",
-        head=(
-            "scenario",
-            "episodes",
-            "agent",
-            "normalised",
-            "Hz",
-            "capture to key, p50 / p99 ms",
-            "of it the model, ms",
-        ),  # fmt: skip
+        head=("scenario", "episodes", "agent", "normalised", "Hz", "capture to key, p50 / p99 ms", "the model, ms"),
         rows=rows,
         note="The window is played by `playserve play` over gRPC at the game's own clock of 40 tics a second; the "
         "counters are the game's. Normalised by the headless random player and expert.",
@@ -190,7 +183,8 @@ def print_results(value: Mapping[str, Any], console: Console) -> None:
             column.justify = "right"
         for row in grid.rows:
             table.add_row(*(cell.replace("[", "\\[") for cell in row))
-        console.print(table)
+        # Where the output is a file or a pipe nobody can widen the window.
+        console.print(table, width=None if console.is_terminal else _PLAIN_WIDTH)
         if grid.note:
             console.print(f"  {grid.note}", markup=False)
     for verdict in value["verdicts"]:
