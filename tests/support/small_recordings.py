@@ -49,13 +49,15 @@ def record(
     texts: Sequence[tuple[str, int, int]] = (),
     picture: Callable[[int, int], NDArray[np.uint8]] = grey,
     encoding: str = "rgb",
+    episodes: Sequence[int] = (),
 ) -> Path:
-    """Write one recording; `texts` are (text, first frame, frames)."""
+    """Write one recording; `texts` are (text, first frame, frames), `episodes` the first frames of episodes."""
     settings = VideoSettings(encoding=encoding, crf=6, preset="ultrafast", keyframe_every=16)
     with RecordingWriter(root, env=env, env_subtype=subtype, frame_size=(size, size), video=settings) as writer:
         for number in range(frames):
             action = action_at(number) if source(number) is not Source.UNKNOWN else None
-            writer.add(picture(number, size), action, source(number))
+            sidecar = {"first": number in episodes} if episodes else None
+            writer.add(picture(number, size), action, source(number), sidecar=sidecar)
         for text, first, count in texts:
             writer.instruct(text, first, count)
     return writer.path

@@ -257,6 +257,25 @@ def test_instructions_run_on_over_the_borders_of_clips_in_any_phrasing(load: Loa
     assert not any(withheld.batch(index).inputs[INSTRUCTION].any() for index in range(5))
 
 
+def test_episodes_within_a_recording_begin_with_an_empty_past(load: Load, tmp_path: Path) -> None:
+    small.record(tmp_path / "own", 30, episodes=(0, 11, 20))
+    small.record(tmp_path / "own", 30)
+    recordings = load(tmp_path / "own", held_out_fraction=0.0)
+    assert np.flatnonzero(recordings.begins_N).tolist() == [0, 11, 20, 29]
+    source = _clips(recordings, held_out=False)
+    inside = 0
+    for index in range(8):
+        batch = source.batch(index)
+        for row, span in enumerate(source._spans(index, 0, 3)):
+            wanted = {0} | {
+                e - span.first for e in (11, 20) if span.recording == 0 and 0 <= e - span.first < span.count
+            }
+            assert set(torch.nonzero(batch.first_BT[row]).flatten().tolist()) == wanted
+            assert (batch.executed_BTH[row][batch.first_BT[row]] == UNKNOWN_ACTION).all()
+            inside += len(wanted) - 1
+    assert inside > 2
+
+
 def test_mixed_recordings_get_their_share_of_the_rows(load: Load) -> None:
     recordings = load(held_out_fraction=0.0)
     orders = [ClipOrder(recordings, np.array([r]), _T, 0, moving=True) for r in range(3)]

@@ -1,13 +1,14 @@
 """Recordings in Open P2P's format as training reads them: actions and instructions of all of them end to end.
 
 Nothing of a video is decoded here. What was read is kept beside the data (:func:`load_recordings`' `cache`) and mapped
-from there the next time: an action takes 13 bytes, so that even Open P2P's 600 million fit a disk, not a memory.
+from there the next time: an action takes 14 bytes, so that even Open P2P's 600 million fit a disk, not a memory.
 
 Shape legend: N frames with a target, of all recordings; R recordings; H heads of an action.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 
 from playserve.errors import NotFoundError, PlayserveError
 from playserve.p2p.vocabulary import Vocabulary
+from playserve_client.p2p.problems import BrokenRecordingError
 from playserve_client.p2p.recording import (
     ANNOTATION,
     AlignedFrames,
@@ -33,14 +35,15 @@ from playserve_client.p2p.recording import (
     read_recording,
     video_path,
 )
+from playserve_client.p2p.sidecar import read_sidecar
 from playserve_client.p2p.video import VideoReader
 from playserve_trainer.data.episodes import DataReport, NoEpisodesError
 from playserve_trainer.data.split import held_out_episodes, split_hash
 
 __all__ = ["Recordings", "default_cache", "load_recordings", "recording_hash", "without_labels"]
 
-_FORMAT = 1
-_ARRAYS = ("tokens_NH", "learnt_N", "span_N")
+_FORMAT = 2
+_ARRAYS = ("tokens_NH", "learnt_N", "span_N", "begins_N")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +58,7 @@ class Recordings:
         tokens_NH: uint8, tokens of each frame's target action; idle where it is unknown.
         learnt_N: bool, whether the target is a person's, and therefore learnt.
         span_N: int32, index into `spans` of the instruction in force, -1 none.
+        begins_N: bool, whether an episode begins, as a recorder of several may say; at play a memory begins there.
         lengths_R: int64, frames with a target.
         held_out_R: bool, whether a recording is held out.
         texts: Every instruction once.
@@ -70,6 +74,7 @@ class Recordings:
     tokens_NH: NDArray[np.uint8]
     learnt_N: NDArray[np.bool_]
     span_N: NDArray[np.int32]
+    begins_N: NDArray[np.bool_]
     lengths_R: NDArray[np.int64]
     held_out_R: NDArray[np.bool_]
     texts: tuple[str, ...]
@@ -98,6 +103,7 @@ class _Read:
     tokens: list[NDArray[np.uint8]] = field(default_factory=list)
     learnt: list[NDArray[np.bool_]] = field(default_factory=list)
     span: list[NDArray[np.int32]] = field(default_factory=list)
+    begins: list[NDArray[np.bool_]] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
     games: list[tuple[str, str]] = field(default_factory=list)
     texts: dict[str, int] = field(default_factory=dict)
@@ -212,6 +218,19 @@ def _add(read: _Read, recording: Recording, aligned: AlignedFrames, vocabulary: 
         for encoder, vector in instruction.embeddings.items():
             read.embeddings.setdefault(encoder, {})[instruction.text] = vector.reshape(-1)
     read.span.append(spans[aligned.instruction])
+    read.begins.append(_begins(recording, len(aligned)))
+
+
+def _begins(recording: Recording, count: int) -> NDArray[np.bool_]:
+    """Return which frames begin an episode: the first and, by the sidecar's column "first", others."""
+    begins = np.zeros(count, np.bool_)
+    with contextlib.suppress(BrokenRecordingError):
+        sidecar = read_sidecar(recording.path)
+        said = sidecar.arrays.get("first") if sidecar is not None else None
+        if said is not None and said.dtype == np.bool_ and said.shape == (len(recording.frames),):
+            begins |= said[:count]
+    begins[:1] = True
+    return begins
 
 
 def _keep(place: Path, read: _Read) -> None:
@@ -224,7 +243,7 @@ def _keep(place: Path, read: _Read) -> None:
     part = place.with_name(f".{place.name}.{uuid.uuid4().hex}")
     part.mkdir(parents=True)
     try:
-        for name, arrays in zip(_ARRAYS, (read.tokens, read.learnt, read.span), strict=True):
+        for name, arrays in zip(_ARRAYS, (read.tokens, read.learnt, read.span, read.begins), strict=True):
             np.save(part / f"{name}.npy", np.concatenate(cast(list[NDArray[Any]], arrays)))
         for encoder, vectors in read.embeddings.items():
             np.save(part / f"{encoder}.npy", np.stack(list(vectors.values())))

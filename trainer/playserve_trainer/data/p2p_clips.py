@@ -140,15 +140,17 @@ class Labels:
 
     Attributes:
         targets_BTH: int64, each step's own action, idle where it is unknown.
-        before_BTH: int64, the action before, UNKNOWN_ACTION at the first step.
+        before_BTH: int64, the action before, UNKNOWN_ACTION at a first step.
         labels_BTH: int64, the actions to learn, else IGNORED_LABEL.
         valid_BT: bool, steps that are no padding.
+        first_BT: bool, steps that begin a clip or an episode.
     """
 
     targets_BTH: NDArray[np.int64]
     before_BTH: NDArray[np.int64]
     labels_BTH: NDArray[np.int64]
     valid_BT: NDArray[np.bool_]
+    first_BT: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +168,7 @@ class Clips:
     """B clips a batch; a PartSource. Frames are read by several threads at once (decoding releases Python's lock).
 
     Inputs: `frame` uint8 [B, T, S, S, 3], TARGETS int64 [B, T, H] and, if texts have vectors, INSTRUCTION float32
-    [B, T, W]. Every clip begins with an empty past.
+    [B, T, W]. Every clip begins with an empty past, and so does every episode in it that its recorder marked.
 
     Args:
         sets: Where clips come from.
@@ -241,12 +243,10 @@ class Clips:
         inputs = {"frame": torch.from_numpy(frames), TARGETS: torch.from_numpy(labels.targets_BTH)}
         if self._text_vectors is not None:
             inputs[INSTRUCTION] = torch.from_numpy(np.stack([self._instruction(span) for span in spans]))
-        first = torch.zeros(labels.valid_BT.shape, dtype=torch.bool)
-        first[:, 0] = True
         return Batch(
             inputs,
             torch.from_numpy(labels.before_BTH),
-            first,
+            torch.from_numpy(labels.first_BT),
             torch.from_numpy(labels.labels_BTH),
             int(labels.valid_BT.sum()),
         )
@@ -287,7 +287,11 @@ class Clips:
     def _labels(self, spans: Sequence[_Span]) -> Labels:
         shape = (len(spans), self.sequence_length)
         targets = np.zeros((*shape, self._heads), np.int64)
-        labels, valid = np.full_like(targets, IGNORED_LABEL), np.zeros(shape, np.bool_)
+        labels, valid, first = (
+            np.full_like(targets, IGNORED_LABEL),
+            np.zeros(shape, np.bool_),
+            np.zeros(shape, np.bool_),
+        )
         for row, span in enumerate(spans):
             recordings, frames, count = self._sets[span.which].recordings, self._frames_of(span), span.count
             targets[row, :count] = recordings.tokens_NH[frames]
@@ -295,8 +299,11 @@ class Clips:
             learnt = np.asarray(recordings.learnt_N[frames])
             labels[row, :count][learnt] = targets[row, :count][learnt]
             valid[row, :count] = True
+            first[row, :count] = recordings.begins_N[frames]
+        first[:, 0] = True
         before = np.concatenate([np.full_like(targets[:, :1], UNKNOWN_ACTION), targets[:, :-1]], 1)
-        return Labels(targets, before, labels, valid)
+        before[first] = UNKNOWN_ACTION
+        return Labels(targets, before, labels, valid, first)
 
     def _fill(self, span: _Span, out_TSS3: NDArray[np.uint8]) -> bool:
         """Read and augment the frames of a clip; return whether they could be read."""
