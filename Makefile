@@ -17,6 +17,8 @@ PYTEST_ARGS ?=
 # More arguments for every benchmark, for example BENCH_ARGS='--rounds 3'.
 BENCH_ARGS ?=
 DEMO_OUT ?= runs/demo
+DEMO_DOOM_OUT ?= runs/demo-doom
+DOOM_OUT ?= runs/doom
 BENCH_OUT ?= runs/bench
 # `make gpu` runs on bare machines: it takes the interpreter that has torch, and makes no environment.
 GPU_PYTHON ?= $(if $(wildcard $(STAMP)),$(BIN)/python,python3)
@@ -25,7 +27,7 @@ GPU_WHEELS ?= googleapis-common-protos
 SOURCE_ROOTS := proto client trainer services
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types fix gen baseline bench gpu gpu-wheels system-deps constraints clean distclean
+.PHONY: help install demo demo-doom doom test lint types fix gen baseline bench gpu gpu-wheels system-deps constraints clean distclean
 
 help: ## Lists the targets.
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +52,12 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP) ## Trains, serves and plays Freeway, Breakout and NetHack agents; a table, and a page in runs/demo.
 	$(BIN)/playserve demo --out $(DEMO_OUT)
+
+demo-doom: $(STAMP) ## A small policy plays Doom by keys, mouse and instruction, within 15 minutes; films in runs/demo-doom.
+	$(BIN)/playserve demo doom --out $(DEMO_DOOM_OUT)
+
+doom: $(STAMP) ## The whole Doom recipe: an hour of recording and training, then every measurement, also at a desktop.
+	$(BIN)/playserve demo doom --full --out $(DOOM_OUT)
 
 test: lint types ## Lint, types, import floors and every fast test.
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,10 +41,14 @@ def shown(command: Sequence[str]) -> str:
     return shlex.join(["playserve", *command])
 
 
-def run_command(command: Sequence[str]) -> int:
+def run_command(command: Sequence[str], variables: Mapping[str, str] | None = None) -> int:
     """Run one ``playserve`` command on this terminal; return its exit status.
 
     An interrupt is passed on once, and the command has half a minute to save what it has.
+
+    Args:
+        command: Its arguments.
+        variables: Environment variables that it gets unless they are set already.
 
     Raises:
         KeyboardInterrupt: Came here, or the command ended by one.
@@ -52,7 +56,11 @@ def run_command(command: Sequence[str]) -> int:
     # Python forgets an exception that a signal raises while it forks; a held-back signal comes inside the try.
     held = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)
     process = subprocess.Popen(
-        [*playserve_argv(), *command], process_group=0, stdin=subprocess.DEVNULL, preexec_fn=before_exec()
+        [*playserve_argv(), *command],
+        process_group=0,
+        stdin=subprocess.DEVNULL,
+        preexec_fn=before_exec(),
+        env={**(variables or {}), **os.environ},
     )
     try:
         signal.pthread_sigmask(signal.SIG_SETMASK, held)

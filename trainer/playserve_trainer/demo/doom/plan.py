@@ -86,7 +86,7 @@ class DoomPlan:
     goal_episodes: int = 0
     control_episodes: int = 0
     desktop_episodes: int = 0
-    desktop_at_once: int = 3
+    desktop_at_once: int = 2
     desktop_screen: str = "320x240"
     filmed: tuple[tuple[str, str], ...] = ()
     film_s: float = 30.0
