@@ -8,6 +8,7 @@ import torch
 from rig import Rig
 
 from playserve.actions import DesktopAction
+from playserve.specs import DesktopActionSpec, MouseDecode
 from playserve_services.inference.sessions import Answer, Frame, Session, Settings
 from playserve_trainer.models.p2p.config import config_of_size
 from playserve_trainer.models.p2p.policy import P2PPolicy
@@ -93,3 +94,22 @@ def test_frames_that_catch_up_leave_the_memory_of_one_forward_pass(rig: Rig, pol
         assert answer.log_prob is not None
         step = answer.frame.seq - 1
         assert answer.log_prob[0] == pytest.approx(float(wanted[step, answer.action[0]]), abs=1e-4)
+
+
+def test_its_spec_says_how_motion_is_decoded_and_a_session_may_choose(rig: Rig, policy: P2PPolicy) -> None:
+    action = policy.spec().action
+    assert isinstance(action, DesktopActionSpec)
+    assert action.mouse_decode is MouseDecode.TRUNCATED_NORMAL
+    loaded, decoded = rig.load("p2p", policy), {}
+    for decode in ("", "truncated_normal", "mean", "conservative"):
+        answers: list[Answer] = []
+        session = rig.open(loaded, answers, seed=4, settings=Settings(decode=decode))
+        arrive(rig, session, 1, frames(policy)[0])
+        rig.engine.run_all()
+        played = answers[0].decoded
+        assert isinstance(played, DesktopAction)
+        assert policy.encode_action(played)[-2:] == answers[0].action[-2:], "motion stays in the bin that was drawn"
+        decoded[decode] = played
+        rig.core.end_all()
+    assert decoded[""] == decoded["truncated_normal"]
+    assert abs(decoded["conservative"].mouse_dx_px) <= abs(decoded["mean"].mouse_dx_px)

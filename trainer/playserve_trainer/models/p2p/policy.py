@@ -5,11 +5,13 @@ Shape legend: B rows, T steps, H heads of an action (8 in Open P2P), K = 4 + H t
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from playserve import specs
 from playserve.actions import Action, DesktopAction
 from playserve.errors import BadActionError, BadSettingError, NotImplementedHereError
 from playserve.p2p.vocabulary import MouseDecode, Vocabulary
@@ -69,7 +71,9 @@ class P2PPolicy(Policy):
             name="",
             family="p2p",
             inputs=(frame,),
-            action=self.vocabulary.action_spec(),
+            action=dataclasses.replace(
+                self.vocabulary.action_spec(), mouse_decode=specs.MouseDecode[config.mouse_decode.upper()]
+            ),
             rate_hz=config.rate_hz,
             context_frames=1 + sum(config.histories),
             gap_rule=GapRule(mode=GapMode.CATCH_UP, catch_up_frames=config.catch_up_frames),
