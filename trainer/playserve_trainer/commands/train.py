@@ -55,7 +55,10 @@ _FLAGS: Mapping[str, tuple[type, str]] = {
     "save_every_s": (float, "seconds between saves of the whole state; 0: not by time"),
     "save_every_steps": (int, "steps between saves of the whole state; 0: not by steps"),
     "prefetch": (int, "batches made ahead"),
-    "memory_limit_mib": (int, "decoded frames beyond this go to a scratch file"),
+    "memory_limit_mib": (
+        int,
+        "most memory of decoded frames, MiB: beyond it they go to a scratch file, or batches are refused",
+    ),
 }
 
 

@@ -101,19 +101,22 @@ class ClipOrder:
             row = np.repeat(np.arange(len(counts)), counts)
             starts = first[row] + self._length * (np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts))
             recordings = self._chosen[row]
-            kept = self._with_labels(recordings, starts)
+            kept = self._with_labels(starts, counts)
             order = rng.permutation(np.flatnonzero(kept))
             # Two are kept, for the batches between two epochs.
             self._epochs = {e: clips for e, clips in self._epochs.items() if e == epoch - 1}
             self._epochs[epoch] = recordings[order], starts[order]
         return self._epochs[epoch]
 
-    def _with_labels(self, recordings: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.bool_]:
-        kept = np.ones(len(recordings), np.bool_)
-        for recording, before in self._labels_before.items():
-            its = np.flatnonzero(recordings == recording)
-            stops = np.minimum(starts[its] + self._length, len(before) - 1)
-            kept[its] = before[stops] > before[starts[its]]
+    def _with_labels(self, starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return which clips hold a label; those of one recording lie together, `counts` of each."""
+        kept, end = np.ones(len(starts), np.bool_), 0
+        for recording, count in zip(self._chosen.tolist(), counts.tolist(), strict=True):
+            its, end = slice(end, end + count), end + count
+            before = self._labels_before.get(recording)
+            if before is not None:
+                stops = np.minimum(starts[its] + self._length, len(before) - 1)
+                kept[its] = before[stops] > before[starts[its]]
         return kept
 
 

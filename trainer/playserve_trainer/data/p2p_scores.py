@@ -114,9 +114,9 @@ class Guesses:
         choices = [n for _, n, heads in groups for _ in range(heads)]
         counts = [np.zeros(n, np.int64) for n in choices]
         same = [np.zeros(n, np.int64) for n in choices]
-        followed = 0
+        followed, starts_R = 0, recordings.starts_R
         for recording in chosen:
-            first = int(recordings.starts_R[recording])
+            first = int(starts_R[recording])
             span = slice(first, first + int(recordings.lengths_R[recording]))
             tokens, learnt = np.asarray(recordings.tokens_NH[span]), np.asarray(recordings.learnt_N[span])
             followed += int(learnt[1:].sum())

@@ -78,7 +78,8 @@ class TrainConfig:
         save_every_s: Seconds between saves of the whole state; 0: not by time.
         save_every_steps: Steps between saves of the whole state; 0: not by steps.
         prefetch: Batches made ahead.
-        memory_limit_mib: Decoded frames beyond this go to a scratch file instead of memory, or are decoded anew.
+        memory_limit_mib: Decoded frames beyond this go to a scratch file instead of memory; where they are streamed,
+            batches that would hold more are refused.
     """
 
     family: str
