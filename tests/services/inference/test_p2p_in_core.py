@@ -108,7 +108,8 @@ def test_its_spec_says_how_motion_is_decoded_and_a_session_may_choose(rig: Rig, 
         rig.engine.run_all()
         played = answers[0].decoded
         assert isinstance(played, DesktopAction)
-        assert policy.encode_action(played)[-2:] == answers[0].action[-2:], "motion stays in the bin that was drawn"
+        if decode != "conservative":  # which takes the edge, and that is the next bin's
+            assert policy.encode_action(played)[-2:] == answers[0].action[-2:], "motion stays in the bin that was drawn"
         decoded[decode] = played
         rig.core.end_all()
     assert decoded[""] == decoded["truncated_normal"]
