@@ -67,7 +67,8 @@ def worker_processes(
             ours, theirs = context.Pipe()
             arguments = (theirs, json.dumps(dict(config)))
             process = context.Process(target=target, args=arguments, name=f"{name}-{index}", daemon=True)
-            process.start()
+            with _interrupts_held_back():
+                process.start()
             theirs.close()
             processes.append(process)
             connections.append(ours)
@@ -111,6 +112,19 @@ def share_out(
             if take(ready, busy[ready]):
                 del busy[ready]
                 idle.append(ready)
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Start processes without SIGINT: one that comes while they still import is not theirs to report."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def leave_interrupts_to_the_parent() -> None:
