@@ -70,6 +70,8 @@ def _add_options(parser: argparse.ArgumentParser, *, top: bool) -> None:
         "--env-option", default=[], action="append", metavar="KEY=JSON", help="argument of the environment (repeatable)"
     )
     add("--instruction", metavar="TEXT", help="told to the agent in every episode (default: what the environment says)")
+    add("--mouse-decode", choices=["mean", "conservative", "truncated_normal"], help="how coarse mouse motion becomes "
+        "pixels (default: as the policy does)")  # fmt: skip
     add("--seed-start", default=1_000_000, type=int, help="environment seed of episode 0 (default 1000000)")
     add("--shard", default="0/1", metavar="I/N", help="play part I (from 0) of N only; `rollout merge` joins them")
     add("--out", type=Path, help="folder of the run; the same command goes on there (default runs/rollout/...)")
@@ -165,6 +167,7 @@ def _settings(args: argparse.Namespace) -> tuple[Settings, Choice]:
         expert=choice.expert,
         knowledge=_stamp(choice),
         instruction=args.instruction,
+        mouse_decode=args.mouse_decode,
         shard=Shard.parse(args.shard),
     )
     if not settings.rows():

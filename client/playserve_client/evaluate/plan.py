@@ -152,6 +152,7 @@ class Settings:
         expert: Whether there is a scripted expert.
         knowledge: Source and digest of the file that baselines draw from; empty where they need none.
         instruction: Told to the agent in every episode; None: what the environment says, if it does.
+        mouse_decode: How the agent's mouse motion is decoded; None: as the policy does by itself.
         shard: The part to play.
     """
 
@@ -166,6 +167,7 @@ class Settings:
     expert: bool = False
     knowledge: Mapping[str, str] = field(default_factory=dict)
     instruction: str | None = None
+    mouse_decode: str | None = None
     shard: Shard = field(default_factory=Shard)
 
     def __post_init__(self) -> None:
@@ -210,8 +212,9 @@ class Settings:
         value["knowledge"] = dict(self.knowledge)
         if not self.knowledge:
             del value["knowledge"]  # as in folders that were begun before there was any
-        if self.instruction is None:
-            del value["instruction"]
+        for name in ("instruction", "mouse_decode"):
+            if value[name] is None:
+                del value[name]
         return value
 
     @classmethod
@@ -229,6 +232,7 @@ class Settings:
             "sampled: temperature 1; argmax: the most probable action",
             *self.env.rules.protocol(self),
             *([] if self.instruction is None else [f"instruction of every episode: {self.instruction!r}"]),
+            *([] if self.mouse_decode is None else [f"mouse motion is decoded as {self.mouse_decode}"]),
             f"full episodes, unclipped score, cut after {self.env.max_steps:,} steps",
             f"episode i has environment seed {self.seed_start} + i; every assigned episode is played to its end",
         ]

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from playserve.settings import Sampling, SamplingMode
+from playserve.settings import MouseDecode, Sampling, SamplingMode
 from playserve.specs import Codec, PolicySpec
 from playserve_client.channels import Tls
 from playserve_client.client import PolicyClient
@@ -188,7 +188,7 @@ def _opener(
             num_envs,
             version=options.version if not journal.version else journal.version,
             seed=settings.seed_start,
-            sampling=Sampling(mode=mode),
+            sampling=Sampling(mode=mode, mouse_decode=MouseDecode[(settings.mouse_decode or "default").upper()]),
         )
 
     return open_rollout

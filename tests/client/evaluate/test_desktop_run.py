@@ -13,6 +13,7 @@ import pytest
 
 from playserve.actions import DesktopAction
 from playserve.errors import BadActionError, BadSettingError
+from playserve.settings import MouseDecode
 from playserve.specs import DesktopActionSpec, DiscreteActionSpec, PolicySpec, TensorSpec
 from playserve.testing import FakePolicyServer
 from playserve_client.evaluate.actions import pack_actions, packed_bytes, unpack_actions
@@ -129,3 +130,18 @@ def test_an_instruction_is_part_of_what_decides_the_results() -> None:
     assert Settings.from_json(settings().to_json()) == settings()
     with pytest.raises(BadSettingError, match="4096"):
         settings(instruction="x" * 5000)
+
+
+def test_the_decoding_of_mouse_motion_is_part_of_what_decides_the_results(desktop: ModuleType, tmp_path: Path) -> None:
+    asked: list[MouseDecode] = []
+    policy = desktop.policy()
+
+    def answer(inputs: dict[str, Any], context: Any) -> DesktopAction:
+        asked.append(context.sampling.mouse_decode)
+        return desktop.answer(inputs, context)  # type: ignore[no-any-return]
+
+    with FakePolicyServer({"toy-desktop": dataclasses.replace(policy, handler=answer)}) as server:
+        play(server, tmp_path, settings(episodes=1, mouse_decode="conservative"))
+    assert set(asked) == {MouseDecode.CONSERVATIVE}
+    assert settings(mouse_decode="mean").to_json() != settings().to_json()
+    assert "mouse motion is decoded as mean" in settings(mouse_decode="mean").protocol()
