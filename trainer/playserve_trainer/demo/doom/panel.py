@@ -95,7 +95,8 @@ class Panel:
         middle, y = left + width / 2, top + height + 10
         reach = max(-1.0, min(1.0, action.mouse_dx_px / _FULL_TURN_PX)) * (width / 2)
         draw.rectangle((left, y, left + width, y + 8), fill=_DARK)
-        draw.rectangle((min(middle, middle + reach), y, max(middle, middle + reach), y + 8), fill=_LIT)
+        if reach:
+            draw.rectangle((min(middle, middle + reach), y, max(middle, middle + reach), y + 8), fill=_LIT)
         draw.text((middle, y + 16), f"dx {action.mouse_dx_px:+.0f}", _MUTED, self._small, anchor="mt")
 
     def _words(self, draw: Any, moment: Moment, left: int, top: int) -> None:

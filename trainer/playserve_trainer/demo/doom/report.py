@@ -175,6 +175,8 @@ def markdown(value: Mapping[str, Any], log: Mapping[str, Any]) -> str:
 
 def print_results(value: Mapping[str, Any], console: Console) -> None:
     """Print the tables and a verdict for each number that has a limit."""
+    # Where the output is a file or a pipe nobody can widen the window.
+    wide = console if console.is_terminal else Console(file=console.file, width=_PLAIN_WIDTH, highlight=False)
     for grid in grids(value):
         table = Table(
             *grid.head, title=grid.title, title_justify="left", box=box.ROUNDED if console.is_terminal else box.ASCII2
@@ -183,8 +185,7 @@ def print_results(value: Mapping[str, Any], console: Console) -> None:
             column.justify = "right"
         for row in grid.rows:
             table.add_row(*(cell.replace("[", "\\[") for cell in row))
-        # Where the output is a file or a pipe nobody can widen the window.
-        console.print(table, width=None if console.is_terminal else _PLAIN_WIDTH)
+        wide.print(table)
         if grid.note:
             console.print(f"  {grid.note}", markup=False)
     for verdict in value["verdicts"]:
