@@ -28,10 +28,12 @@ class X11Backend:
         if not self._display.query_extension("XTEST").present:
             raise ActuationError("the X server has no XTEST extension, through which keys are pressed")
         self._keyboard, self._mouse = keyboard.Controller(), mouse.Controller()
+        # Through the connection by which pynput moves buttons, motion comes before the press that follows it.
+        self._pointer: Any = getattr(self._mouse, "_display", self._display)
+        self._moved = False
         self._pynput = keyboard.KeyCode
         self._buttons = {ours: _pynput_button(mouse.Button, theirs) for ours, theirs in BUTTONS.items()}
         self._keysyms = _keysyms(self._display)
-        self._moved = False
 
     def can_press(self, code: str) -> bool:
         """Return whether the user's keyboard has the key."""
@@ -49,6 +51,7 @@ class X11Backend:
         """Press or release a mouse button."""
         try:
             (self._mouse.press if down else self._mouse.release)(self._buttons[button])
+            self._moved = False  # pynput has waited until the X server had taken it
         except Exception as error:
             raise ActuationError(
                 f"button {button} could not be {'pressed' if down else 'released'}: {error}"
@@ -61,13 +64,13 @@ class X11Backend:
 
         limit = 0x7FFF
         xtest.fake_input(
-            self._display,
+            self._pointer,
             X.MotionNotify,
             detail=True,
             x=max(-limit, min(limit, dx)),
             y=max(-limit, min(limit, dy)),
         )
-        self._display.flush()
+        self._pointer.flush()
         self._moved = True
 
     def scroll(self, steps: int) -> None:
@@ -75,15 +78,15 @@ class X11Backend:
         self._mouse.scroll(0, steps)
 
     def flush(self) -> None:
-        """Return when the X server has taken the motion; pynput waits by itself."""
+        """Return when the X server has taken the motion; for presses pynput has waited."""
         if self._moved:
-            self._display.sync()
+            self._pointer.sync()
             self._moved = False
 
     def close(self) -> None:
         """Let go of the display."""
         # pynput's controllers close their displays when they are forgotten, and complain where the server has gone.
-        del self._keyboard, self._mouse
+        del self._keyboard, self._mouse, self._pointer
         self._display.close()
 
 

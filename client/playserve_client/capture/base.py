@@ -141,6 +141,10 @@ class WindowSystem(Protocol):
         """
         ...
 
+    def glance(self, window: Window, region: Region | None = None) -> Target:
+        """Return what :meth:`look` does, by what the system has told so far, where that saves asking it."""
+        ...
+
     def close(self) -> None:
         """Let go of the display."""
         ...

@@ -83,6 +83,10 @@ class QuartzWindows:
                 return Target(place, False, f"a window of {_owner(other)} lies over it")
         return Target(place, True)
 
+    def glance(self, window: Window, region: Region | None = None) -> Target:
+        """Look."""
+        return self.look(window, region)
+
     def _entries(self, *, on_screen: bool = True) -> Sequence[Mapping[str, Any]]:
         """Return the windows, the frontmost first."""
         option = self._quartz.kCGWindowListOptionOnScreenOnly if on_screen else self._quartz.kCGWindowListOptionAll

@@ -92,6 +92,10 @@ class Win32Windows:
         over = self._over(window.handle, place)
         return Target(place, over is None, "" if over is None else f"the window {over!r} lies over it")
 
+    def glance(self, window: Window, region: Region | None = None) -> Target:
+        """Look."""
+        return self.look(window, region)
+
     def _over(self, handle: int, place: Region) -> str | None:
         above = self._user32.GetWindow(ctypes.c_void_p(handle), _GW_HWNDPREV)
         while above:

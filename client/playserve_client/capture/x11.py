@@ -47,7 +47,7 @@ class X11Windows:
     """See :class:`playserve_client.capture.base.WindowSystem`. Thread-safe.
 
     Where a window is and what lies over it is asked for again only after the server has told of a change; who has the
-    focus is asked for at each look.
+    focus is asked for at each look. A glance asks nothing where the server has told of no change.
 
     Args:
         display: Name of the X display; None: the one of DISPLAY.
@@ -61,9 +61,11 @@ class X11Windows:
         self._root = self._display.screen().root
         self._root.change_attributes(event_mask=X.SubstructureNotifyMask | X.PropertyChangeMask)
         self._display.sync()
-        self._watched: int | None = None
+        self._watched: set[int] = set()
+        self._focus_follows = False
         self._placed: tuple[int, Region | None, int, Target] | None = None
         self._frames: dict[int, int] = {}  # of windows that had the focus, until something changes
+        self._seen: Target | None = None  # by the last look, where the server tells of every change to it
 
     def close(self) -> None:
         """Let go of the display."""
@@ -89,40 +91,59 @@ class X11Windows:
 
     def look(self, window: Window, region: Region | None = None) -> Target:
         """Return where a window is now, and whether it is in front."""
-        from Xlib import error as xerror
-
         with self._lock:
-            try:
-                self._watch(window)
-                changed = self._drain()
-                if changed:
-                    self._frames.clear()
-                if self._placed is None or changed or self._placed[:2] != (window.handle, region):
-                    self._placed = (window.handle, region, self._frame(window.handle), self._place(window, region))
-                _, _, frame, target = self._placed
-                if target.in_front and not self._has_focus(frame):
-                    return Target(target.region, False, "another window has the focus")
-                return target
-            except xerror.XError as error:
-                self._placed = None
-                raise WindowGoneError(f"the window {window.title!r} has been closed") from error
+            self._drain()
+            return self._look(window, region)
+
+    def glance(self, window: Window, region: Region | None = None) -> Target:
+        """Return what the last :meth:`look` did, unless the server has told of a change since."""
+        with self._lock:
+            changed = self._drain() or self._seen is None or self._placed is None
+            if changed or (self._placed is not None and self._placed[:2] != (window.handle, region)):
+                return self._look(window, region)
+            assert self._seen is not None  # noqa: S101 - else it has changed
+            return self._seen
 
     # ---- with the lock held
 
-    def _watch(self, window: Window) -> None:
-        """Hear of the window's own changes too: under a window manager it is no child of the root."""
+    def _look(self, window: Window, region: Region | None) -> Target:
+        from Xlib import error as xerror
+
+        self._seen = None
+        try:
+            self._watch(window.handle)
+            if self._placed is None or self._placed[:2] != (window.handle, region):
+                frame = self._frame(window.handle)
+                self._watch(frame)
+                self._placed = (window.handle, region, frame, self._place(window, region))
+            _, _, frame, target = self._placed
+            if target.in_front and not self._has_focus(frame):
+                return Target(target.region, False, "another window has the focus")
+        except xerror.XError as error:
+            self._placed = None
+            raise WindowGoneError(f"the window {window.title!r} has been closed") from error
+        # Where keys go to the window under the pointer, the server tells nobody when it is another.
+        self._seen = target if target.in_front and not self._focus_follows else None
+        return target
+
+    def _watch(self, handle: int) -> None:
+        """Hear of a window's own changes too: under a window manager it is no child of the root."""
         from Xlib import X
 
-        if self._watched != window.handle:
-            handle = self._display.create_resource_object("window", window.handle)
-            handle.change_attributes(event_mask=X.StructureNotifyMask)
-            self._watched = window.handle
+        if handle not in self._watched:
+            window = self._display.create_resource_object("window", handle)
+            window.change_attributes(event_mask=X.StructureNotifyMask | X.FocusChangeMask)
+            self._watched.add(handle)
 
     def _drain(self) -> bool:
+        """Take what the server has told; return whether it has told anything."""
         changed = False
         while self._display.pending_events():
             self._display.next_event()
             changed = True
+        if changed:
+            self._frames.clear()
+            self._placed = self._seen = None
         return changed
 
     def _place(self, window: Window, region: Region | None) -> Target:
@@ -174,7 +195,8 @@ class X11Windows:
         from Xlib import error as xerror
 
         focus = self._display.get_input_focus().focus
-        if focus == X.PointerRoot:  # without a window manager keys go to where the pointer is
+        self._focus_follows = focus == X.PointerRoot
+        if self._focus_follows:  # without a window manager keys go to where the pointer is
             pointed = self._root.query_pointer().child
             return bool(pointed != X.NONE and pointed.id == frame)
         try:

@@ -175,27 +175,32 @@ class Player:
         target = self._see()
         if not self.core.wants_frame(now):
             return
+        with self._lock:
+            plan = self._tell(self._clock())
         captured_at = self._clock()
         picture, after = self._scene.grab(target)
         with self._lock:
             self._do(self.core.focus(self._clock(), after.in_front, after.reason))
             if picture is None or not self.core.in_front or self.core.ended is not None:
                 return
-            plan = self.core.frame(captured_at)
         frame = self._eye.see(picture)
-        self._send(frame, plan, captured_at)
         self.stats.frame(captured_at, self._clock() - captured_at)
+        self._send(frame, plan, captured_at)
         if self._keeper is not None:
             self._keeper.add(frame, plan, captured_at)
+
+    def _tell(self, now: float) -> FramePlan:
+        """Say what was done since the last frame; before the capture, so that no answer waits for it."""
+        plan, last = self.core.frame(now), self._session.last_seq
+        if last and plan.executed is not None:
+            self._session.executed(last, self._told(plan.executed), plan.source)
+        elif last:
+            self._session.executed(last, None, ActionSource.UNKNOWN)
+        return plan
 
     def _send(self, frame: Image, plan: FramePlan, captured_at: float) -> None:
         # Under the lock: the answer must not come before its question is written down.
         with self._lock:
-            last = self._session.last_seq
-            if last and plan.executed is not None:
-                self._session.executed(last, self._told(plan.executed), plan.source)
-            elif last:
-                self._session.executed(last, None, ActionSource.UNKNOWN)
             seq = self._session.send_step(
                 {self._eye.name: frame},
                 ticks=plan.ticks,
@@ -238,7 +243,7 @@ class Player:
             return
         try:
             # Asked again at the last moment: a press must not reach another window.
-            in_front = self._scene.look()
+            in_front = self._scene.glance()
             with self._lock:
                 self._do(self.core.focus(self._clock(), in_front.in_front, in_front.reason))
                 self._do(self.core.result(self._clock(), result.seq, action), result.times.compute_us / 1e3)

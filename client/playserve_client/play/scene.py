@@ -32,6 +32,10 @@ class Scene:
         """Return where the game is now."""
         return self.windows.look(self.window, self.region)
 
+    def glance(self) -> Target:
+        """Return where the game is, by what the system has told so far."""
+        return self.windows.glance(self.window, self.region)
+
     def grab(self, target: Target) -> tuple[Picture | None, Target]:
         """Return the picture and where the game was after it was taken; None where it was no longer in front.
 

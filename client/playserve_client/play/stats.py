@@ -20,11 +20,12 @@ _KEPT = 100_000  # latencies, newest: over an hour at 20 Hz
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float | int]:
-    """Return count, p50, p99 and the largest, in the values' own unit; only the count where there are none."""
+    """Return count, smallest, p50, p99 and largest, in the values' own unit; only the count where there are none."""
     if not values:
         return {"count": 0}
     p50, p99 = np.percentile(np.asarray(values), [50, 99])
-    return {"count": len(values), "p50": float(p50), "p99": float(p99), "max": float(max(values))}
+    low, high = float(min(values)), float(max(values))
+    return {"count": len(values), "min": low, "p50": float(p50), "p99": float(p99), "max": high}
 
 
 class PlayStats:
