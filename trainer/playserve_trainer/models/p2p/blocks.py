@@ -27,8 +27,11 @@ class RMSNorm(nn.Module):
         self.scale = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the normalised vectors [..., D]."""
-        return (F.rms_norm(x.float(), x.shape[-1:], None, _EPS) * self.scale).to(self.scale.dtype)
+        """Return the normalised vectors [..., D] of float32 ones."""
+        scale = self.scale
+        if scale.dtype == torch.float32:
+            return F.rms_norm(x, scale.shape, scale, _EPS)
+        return (F.rms_norm(x, scale.shape, None, _EPS) * scale).to(scale.dtype)
 
     def forward_flops(self, args: tuple[Any, ...], output: Any) -> int:
         """Return 0: see playserve_trainer.flops."""
@@ -44,7 +47,7 @@ class QKNorm(nn.Module):
 
     def forward(self, qk: Tensor) -> Tensor:
         """Return the normalised queries and keys [..., 2, D]."""
-        return F.rms_norm(qk.float(), qk.shape[-1:], None, _EPS) * self.scale
+        return F.rms_norm(qk.float(), self.scale.shape[1:], None, _EPS) * self.scale
 
     def forward_flops(self, args: tuple[Any, ...], output: Any) -> int:
         """Return 0: see playserve_trainer.flops."""
@@ -82,15 +85,17 @@ class Block(nn.Module):
 
     def project(self, x_BND: Tensor, by: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values [B, H, N, E]; queries and keys are turned by their positions."""
-        qkv = self.qkv(self.norm1(x_BND)).unflatten(-1, (3, self.width))
-        qk = self.qk_norm(qkv[..., :2, :]).unflatten(-1, (self.heads, -1)).flatten(-3, -2)
-        query, key = rotate(qk, by).to(qkv.dtype).transpose(1, 2).chunk(2, dim=1)
-        value = qkv[..., 2, :].unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        return query, key, value
+        rows, tokens, width = x_BND.shape
+        qkv = self.qkv(self.norm1(x_BND)).view(rows, tokens, 3, width)
+        qk = self.qk_norm(qkv[:, :, :2]).reshape(rows, tokens, 2 * self.heads, -1)
+        turned = rotate(qk, by).to(qkv.dtype).transpose(1, 2)
+        value = qkv[:, :, 2].view(rows, tokens, self.heads, -1).transpose(1, 2)
+        return turned[:, : self.heads], turned[:, self.heads :], value
 
     def finish(self, x: Tensor, read: Tensor) -> Tensor:
         """Return the residual stream after the block, float32, from what attention read, both [..., D]."""
-        x = x + self.dropout(self.out(read))
+        read = self.out(read)
+        x = x + (self.dropout(read) if self.training else read)
         y: Tensor = x + self.ffn(self.norm2(x))
         return y
 

@@ -189,7 +189,7 @@ class BatchRings:
         head_X = torch.arange(pool.shape[1], device=pool.device)
         where = (slots_B.view(-1, 1, 1), head_X.view(1, -1, 1))
         pool[(*where, before_BQ.unsqueeze(1))] = new_BXQE
-        seen_BXCE = pool.index_select(0, slots_B).masked_fill(~held_BC[:, None, :, None], 0)
+        seen_BXCE = pool.index_select(0, slots_B).masked_fill_(~held_BC[:, None, :, None], 0)
         key, value = seen_BXCE.to(query_BAQE.dtype).chunk(2, dim=1)
         read = F.scaled_dot_product_attention(
             query_BAQE[:, :, rows], key, value, attn_mask=mask_BQC[:, rows].unsqueeze(1)
