@@ -56,6 +56,7 @@ class Manifest:
         seed: Seed of the training run.
         metrics: Held-out numbers by name ("loss", "accuracy").
         created_at: UTC time of writing, ISO 8601.
+        origin: How it was made, for people: commands, settings, results; empty: nobody said.
         weights_sha256: Digest of model.safetensors; filled in by :func:`save`.
         format_version: See :data:`FORMAT_VERSION`.
     """
@@ -74,6 +75,7 @@ class Manifest:
     seed: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
     created_at: str = ""
+    origin: Mapping[str, Any] = field(default_factory=dict)
     weights_sha256: str = ""
     format_version: int = FORMAT_VERSION
 
@@ -124,8 +126,11 @@ class Manifest:
         return PolicySpec.from_json(self.spec)
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON object."""
-        return config_to_json(self)
+        """Return a JSON object; an empty origin is left out, as before there was one."""
+        value = config_to_json(self)
+        if not self.origin:
+            del value["origin"]
+        return value
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Manifest:

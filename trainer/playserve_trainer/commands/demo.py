@@ -28,7 +28,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--quick", action="store_true", help="a minute instead of fourteen: every part runs, but nothing is learnt")
     add("--full", action="store_true", help="doom: the whole recipe of an hour, with every measurement after it")
     add("--checkpoint", type=Path, metavar="DIR", help="doom: play this checkpoint, and record and train nothing")
-    add("--game", action="append", choices=["freeway", "breakout", "nethack"], help="only this game (repeatable)")
+    add(
+        "--game",
+        action="append",
+        choices=["freeway", "breakout", "nethack", "doom"],
+        help="only this game (repeatable)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from playserve.errors import DataLossError, NotFoundError
+from playserve_trainer.demo.doom.film import film_paths
 from playserve_trainer.demo.files import read_json
 from playserve_trainer.demo.plan import DemoPlan, GamePlan
 from playserve_trainer.demo.recorded import describe_recorded
@@ -39,13 +40,13 @@ class GameOutcome:
     Attributes:
         plan: What was wanted.
         recorded: What the agent learnt from, for people.
-        summary: summary.json of the training.
+        summary: summary.json of the training; empty where the checkpoint is carried.
         manifest: manifest.json of the published checkpoint.
         results: results.json of the rollout.
         learning: Running means over training batches.
         held_out: Evaluations on held-out episodes.
         video: What the film shows, or None.
-        film: Its bytes (GIF), or None.
+        film: Its bytes (GIF, of Doom MP4), or None.
         ttyrec: The recording of the agent's best recorded game of NetHack, or None.
     """
 
@@ -121,6 +122,8 @@ def read_outcome(game: GamePlan, out: Path) -> GameOutcome:
         NotFoundError: A file is missing.
         DataLossError: A file is damaged.
     """
+    if game.carried:
+        return _read_carried(game, out)
     train, rollout = out / "train" / game.game, out / "rollout" / game.game
     summary, results = read_json(train / "summary.json"), read_json(rollout / "results.json")
     learning, held_out = _read_curves(train / "metrics.jsonl")
@@ -137,6 +140,22 @@ def read_outcome(game: GamePlan, out: Path) -> GameOutcome:
         video=video,
         film=film.read_bytes() if film is not None and film.exists() else None,
         ttyrec=_best_recording(results, rollout),
+    )
+
+
+def _read_carried(game: GamePlan, out: Path) -> GameOutcome:
+    """Return the outcome of a game whose checkpoint was made elsewhere: no training, and a film with its own story."""
+    film, described = film_paths(out, game.scenario, game.scenario_goal)
+    return GameOutcome(
+        plan=game,
+        recorded=describe_recorded(game, out),
+        summary={},
+        manifest=read_json(out / "store" / game.game / "1" / "manifest.json"),
+        results=read_json(out / "rollout" / game.game / "results.json"),
+        learning=_curve(()),
+        held_out=_curve(()),
+        video=_read_or_none(described),
+        film=film.read_bytes() if film.exists() else None,
     )
 
 

@@ -46,7 +46,7 @@ def render_page(outcomes: Sequence[GameOutcome], log: Mapping[str, Any]) -> str:
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         # Nothing may be fetched, whatever should ever get into the page.
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; media-src data:; '
         f"style-src 'unsafe-inline'{policy_of_scripts(outcomes)}\">\n"
         f"<title>playserve demo: {escape(games)}</title>\n<style>\n{css}</style>\n</head>\n"
         f"<body>\n{body}</body>\n</html>\n"
@@ -119,6 +119,8 @@ def _sticky_title(value: float | None) -> str:
 
 
 def _curves(outcome: GameOutcome) -> str:
+    if outcome.plan.carried:
+        return ""  # it was not trained here
     game, held_out, learning = outcome.plan.game, outcome.held_out, outcome.learning
     loss = curve_chart(f"Loss of {game}", learning, held_out, lambda curve: curve.loss, percent=False)
     accuracy = curve_chart(f"Accuracy of {game}", learning, held_out, lambda curve: curve.accuracy, percent=True)
@@ -130,11 +132,39 @@ def _curves(outcome: GameOutcome) -> str:
 
 
 def _facts(outcome: GameOutcome) -> str:
+    facts = _carried_facts(outcome) if outcome.plan.carried else _trained_facts(outcome)
+    items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in facts)
+    return f'<div class="card facts"><h3>The checkpoint</h3><dl>{items}</dl></div>'
+
+
+def _carried_facts(outcome: GameOutcome) -> list[tuple[str, Any]]:
+    """Return what the manifest of a checkpoint that was made elsewhere says."""
+    manifest = outcome.manifest
+    origin = manifest.get("origin", {})
+    facts: list[tuple[str, Any]] = [
+        ("model", f"{manifest['family']}, {manifest['config'].get('size', '')}"),
+        ("parameters N", f"{manifest['num_params']:,}"),
+        ("frames D", f"{manifest['samples_seen']:,}"),
+        ("training FLOPs", f"{manifest['flops']:.3g} counted; 6ND {manifest['flops_6nd']:.3g}"),
+        ("made by", f"{origin.get('made_by', 'nobody said')}; the package carries it"),
+        ("data digest", manifest["data_digest"]),
+        ("weights digest", manifest["weights_sha256"]),
+        ("code", manifest["code_version"]),
+        ("trained at", manifest["created_at"]),
+    ]
+    return facts + [
+        ("then", f"{item['name']}: {item['value']:.2f}")
+        for item in origin.get("verdicts", ())
+        if item.get("value") is not None
+    ]
+
+
+def _trained_facts(outcome: GameOutcome) -> list[tuple[str, Any]]:
     summary, manifest = outcome.summary, outcome.manifest
     data, config = summary["data"], summary["config"]
     speed = summary["samples_per_s"]
     model = ", ".join(f"{key} {value}" for key, value in config["model"].items())
-    facts = [
+    facts: list[tuple[str, Any]] = [
         ("model", f"{summary['family']}, {model}"),
         ("parameters N", f"{summary['num_params']:,}"),
         ("frames D", f"{summary['samples_seen']:,} ({summary['epochs']:.2f} epochs)"),
@@ -154,8 +184,7 @@ def _facts(outcome: GameOutcome) -> str:
         facts.insert(4, ("for comparison", f"this run spent {summary['flops_6nd']:.2g} in 6ND; {_TUYLS}"))
     if data["damaged"]:
         facts.append(("damaged files", f"{len(data['damaged'])}, left out"))
-    items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in facts)
-    return f'<div class="card facts"><h3>The checkpoint</h3><dl>{items}</dl></div>'
+    return facts
 
 
 def _score_table(outcome: GameOutcome) -> str:

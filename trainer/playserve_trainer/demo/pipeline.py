@@ -11,21 +11,24 @@ from rich.console import Console
 from rich.markup import escape
 
 from playserve.errors import ServerFault
+from playserve_trainer.demo.carried import carried_checkpoint
 from playserve_trainer.demo.folder import clear_folder, locked_folder
 from playserve_trainer.demo.log import DemoLog, now
 from playserve_trainer.demo.outcome import GameOutcome, is_played, is_trained, read_outcomes
 from playserve_trainer.demo.page import render_page
-from playserve_trainer.demo.plan import DemoPlan
+from playserve_trainer.demo.plan import DemoPlan, GamePlan
 from playserve_trainer.demo.processes import run_command, serve, shown
 from playserve_trainer.demo.recorded import is_recorded
-from playserve_trainer.demo.steps import Step, playing, recording, serving, training
+from playserve_trainer.demo.steps import Step, playing, publishing, recording, serving, training
 from playserve_trainer.demo.table import clock, print_outcomes, print_times
 
 __all__ = ["PAGE_NAME", "run_demo"]
 
 PAGE_NAME = "index.html"
 # What a demo writes, and so what --fresh may throw away.
-_PARTS = ("data", "train", "store", "rollout", "logs")
+_PARTS = ("data", "train", "store", "rollout", "films", "logs")
+# Beyond the evaluator's own seeds, so that the film shows no episode of the table.
+_FILM_SEED, _FILM_S = 1_900_000, 20.0
 _STATE_NAME = "state.safetensors"
 
 
@@ -41,6 +44,10 @@ def run_demo(plan: DemoPlan, out: Path, console: Console, *, fresh: bool = False
     with locked_folder(out):
         if fresh:
             clear_folder(out, _PARTS, (PAGE_NAME,))
+        absent = [game.game for game in plan.games if game.carried and carried_checkpoint(game.carried) is None]
+        for name in absent:
+            console.print(f"left out: {name}; this package carries no checkpoint of it", markup=False)
+        plan = plan.without(absent)
         log = DemoLog.open(out, plan)
         _Demo(plan, out, console, log).run()
         outcomes = read_outcomes(plan, out)
@@ -53,25 +60,32 @@ class _Demo:
 
     def __init__(self, plan: DemoPlan, out: Path, console: Console, log: DemoLog) -> None:
         self._plan, self._out, self._console, self._log = plan, out, console, log
-        self._total, self._number = 3 * len(plan.games), 0
+        self._total, self._number = sum(2 if game.carried else 3 for game in plan.games), 0
         self._started = time.monotonic()
 
     def run(self) -> None:
         """Record, train and play each game."""
         plan, out = self._plan, self._out
-        for game in plan.games:
+        made = [game for game in plan.games if not game.carried]
+        for game in made:
             step = recording(plan, game, out)
             self._stage(step, done=is_recorded(game, step.out))
-        for game in plan.games:
+        for game in made:
             step = training(game, out)
             resume = ("--resume",) if (step.out / _STATE_NAME).exists() else ()
             self._stage(step, done=is_trained(step.out, out / "store"), more=resume)
+        for game in plan.games:
+            checkpoint = carried_checkpoint(game.carried) if game.carried else None
+            if checkpoint is not None:
+                step = publishing(game, checkpoint, out)
+                self._stage(step, done=(step.out / "1" / "manifest.json").exists())
         self._play()
 
     def _play(self) -> None:
         plan, out = self._plan, self._out
         steps = [playing(plan, game, out, "-") for game in plan.games]
-        if all(is_played(step.out) for step in steps):
+        films = [game for game in plan.games if game.carried and not _is_filmed(game, out)]
+        if all(is_played(step.out) for step in steps) and not films:
             for step in steps:
                 self._stage(step, done=True)
             return
@@ -84,6 +98,15 @@ class _Demo:
             for game in plan.games:
                 step = playing(plan, game, out, address)
                 self._stage(step, done=is_played(step.out))
+            for game in films:
+                self._film(game, address)
+
+    def _film(self, game: GamePlan, address: str) -> None:
+        from playserve_trainer.demo.doom.film import make_film
+
+        self._console.print(f"\n[bold]Film {game.title}[/bold] in real time")
+        with self._log.stage(f"film-{game.game}", f"Film {game.title} in real time", []):
+            make_film(address, game.scenario, game.scenario_goal, self._out, seconds=_FILM_S, seed=_FILM_SEED, tries=1)
 
     def _stage(self, step: Step, *, done: bool, more: Sequence[str] = ()) -> None:
         """Run one command, unless its files are whole already."""
@@ -123,6 +146,12 @@ def _conclude(outcomes: Sequence[GameOutcome], out: Path, console: Console, log:
     print_times(log, console)
     console.print(f"page: {page}   record: {log.path}", markup=False)
     return 1 if missed else 0
+
+
+def _is_filmed(game: GamePlan, out: Path) -> bool:
+    from playserve_trainer.demo.doom.film import film_paths
+
+    return all(path.exists() for path in film_paths(out, game.scenario, game.scenario_goal))
 
 
 def _judged(verdicts: Sequence[dict[str, object]]) -> bool:

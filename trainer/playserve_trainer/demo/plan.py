@@ -16,7 +16,7 @@ class GamePlan:
 
     Attributes:
         game: Its name in folders and at the server, in snake case.
-        family: "atari", or "nethack", which has one game.
+        family: "atari"; "nethack", which has one game; or "doom", which is played by a checkpoint that is carried.
         goal: Mean score of the sampled agent, in Atari at stickiness 0, that says "it plays"; None: nothing is judged.
         goal_note: What the goal is to be compared with, for people.
         beats_baselines: Whether the 95% interval of (agent - best baseline) must lie above 0, too.
@@ -29,6 +29,9 @@ class GamePlan:
         baseline_episodes: Episodes of each baseline at each stickiness.
         recorded_games: Games of the agent that are filmed, or in NetHack recorded; the best is shown.
         play_flags: More flags of the rollout.
+        carried: Name of a checkpoint that the package carries: nothing is recorded or trained; "": it is made here.
+        scenario: What of the game is played, in Doom.
+        scenario_goal: What the instruction asks for there.
     """
 
     game: str
@@ -45,6 +48,9 @@ class GamePlan:
     baseline_episodes: int
     recorded_games: int = 1
     play_flags: tuple[str, ...] = ()
+    carried: str = ""
+    scenario: str = ""
+    scenario_goal: str = ""
 
     @property
     def title(self) -> str:
@@ -74,6 +80,10 @@ class DemoPlan:
     def only(self, games: Sequence[str]) -> DemoPlan:
         """Return the plan with these games only."""
         return dataclasses.replace(self, games=tuple(game for game in self.games if game.game in games))
+
+    def without(self, games: Sequence[str]) -> DemoPlan:
+        """Return the plan without these games."""
+        return dataclasses.replace(self, games=tuple(game for game in self.games if game.game not in games))
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON value."""
@@ -131,6 +141,19 @@ FULL_PLAN = DemoPlan(
             # A twentieth of the usual cap: most of so young an agent's score is made there, and 64 games take minutes.
             play_flags=("--max-steps", "5000", "--envs", "64"),
         ),
+        GamePlan(
+            game="doom",
+            family="doom",
+            goal=None,  # the checkpoint's own limits are judged by `playserve demo doom --full`
+            steps=0,
+            minutes=0.0,
+            episodes=24,
+            argmax_episodes=0,
+            baseline_episodes=8,
+            carried="doom",
+            scenario="defend_the_center",
+            scenario_goal="defend_center",
+        ),
     ),
 )
 
@@ -167,6 +190,20 @@ QUICK_PLAN = DemoPlan(
             argmax_episodes=0,
             baseline_episodes=2,
             play_flags=("--max-steps", "150", "--envs", "2"),
+        ),
+        GamePlan(
+            game="doom",
+            family="doom",
+            goal=None,
+            steps=0,
+            minutes=0.0,
+            episodes=2,
+            argmax_episodes=0,
+            baseline_episodes=2,
+            play_flags=("--max-steps", "60", "--envs", "2"),
+            carried="doom",
+            scenario="basic",
+            scenario_goal="shoot_monster",
         ),
     ),
 )

@@ -39,6 +39,8 @@ def describe_recorded(game: GamePlan, folder: Path) -> str:
         NotFoundError: There are none.
         DataLossError: Their description is damaged.
     """
+    if game.carried:
+        return "none here: the package carries the checkpoint"
     if game.family == "nethack":
         dataset = _nethack(folder)
         scores = [meta.score for meta in dataset.games if meta.score is not None]

@@ -47,6 +47,8 @@ def render_replay(outcome: GameOutcome) -> str:
     video, game = outcome.video, escape(outcome.plan.game)
     if video is None or outcome.film is None:
         return '<figure class="card"><h3>Replay</h3><p>No game was filmed.</p></figure>'
+    if outcome.plan.carried:
+        return _film(outcome, video, outcome.film)
     cut = f", its first {video['shown_steps']:,} of {video['steps']:,} steps" if _is_cut(video) else ""
     alt = f"Replay of a game of {game} by the agent that ends with {number(video['score'])} points"
     return (
@@ -57,6 +59,19 @@ def render_replay(outcome: GameOutcome) -> str:
         '<span class="play">Play the replay</span></label>'
         f"<figcaption>Episode {video['number']} of {escape(video['row'])}{cut}, {video['seconds']:.0f} seconds, played "
         "again from its seed and its actions.</figcaption></figure>"
+    )
+
+
+def _film(outcome: GameOutcome, video: Mapping[str, Any], film: bytes) -> str:
+    """Return a film that was made in real time, with keys, mouse, instruction and latency in the picture."""
+    name, trip = escape(outcome.plan.title), video["round_trip_ms"]
+    source = f"data:video/mp4;base64,{base64.b64encode(film).decode()}"
+    return (
+        f'<figure class="card"><h3>A game of the agent: {number(video["score"])} points</h3>'
+        f'<video controls muted loop playsinline preload="metadata" style="width: 100%; border-radius: 8px" '
+        f'aria-label="Film of a game of {name}" src="{source}"></video><figcaption>“{escape(video["instruction"])}”, '
+        f"in real time over gRPC: round trip {trip['p50']:.1f} ms (p99 {trip['p99']:.1f}). Keys and mouse as the "
+        "policy holds them.</figcaption></figure>"
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from playserve_trainer.demo.plan import DemoPlan, GamePlan
 
-__all__ = ["Step", "data_folder", "playing", "recording", "serving", "training"]
+__all__ = ["Step", "data_folder", "playing", "publishing", "recording", "serving", "training"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +36,8 @@ def data_folder(game: GamePlan, out: Path) -> Path:
 
 def _task(game: GamePlan, out: Path) -> tuple[str, ...]:
     """Return the family, and what of it is trained or played."""
+    if game.family == "doom":
+        return ("doom", "--scenario", game.scenario, "--goal", game.scenario_goal, "--policy", game.game)
     if game.family == "nethack":
         return ("nethack", "--data", f"{data_folder(game, out)}")
     return ("atari", "--game", game.game, "--data", f"{out / 'data'}")
@@ -69,6 +71,13 @@ def training(game: GamePlan, out: Path) -> Step:
     )
 
 
+def publishing(game: GamePlan, checkpoint: Path, out: Path) -> Step:
+    """Return the step that publishes a checkpoint that is there already."""
+    command = ("checkpoints", "publish", "--store", f"{out / 'store'}", game.game, f"{checkpoint}")
+    title = f"Publish the {game.title} checkpoint that this package carries"
+    return Step(name=f"publish-{game.game}", title=title, command=command, out=out / "store" / game.game)
+
+
 def serving(out: Path) -> tuple[str, ...]:
     """Return the arguments of ``playserve`` that serve the demo's store on any free port."""
     return ("serve", "--store", f"{out / 'store'}", "--port", "0")
@@ -80,7 +89,8 @@ def playing(plan: DemoPlan, game: GamePlan, out: Path, server: str) -> Step:
     command = (
         "rollout", *_task(game, out), "--server", server, "--episodes", f"{game.episodes}",
         "--argmax-episodes", f"{game.argmax_episodes}", "--baseline-episodes", f"{game.baseline_episodes}",
-        *game.play_flags, "--workers", f"{plan.workers}", "--record", f"{game.recorded_games}", "--out", f"{folder}",
+        *game.play_flags, "--workers", f"{plan.workers}", "--record", f"{0 if game.carried else game.recorded_games}",
+        "--out", f"{folder}",
     )  # fmt: skip
     return Step(
         name=f"play-{game.game}",

@@ -1,0 +1,100 @@
+"""Checkpoints that this package carries, so that a demo can play games which take too long to learn on the spot.
+
+    python -m playserve_trainer.demo.carried runs/doom
+
+takes the checkpoint that the Doom recipe published in that folder; its manifest then says how it was made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from playserve.errors import BadSettingError
+from playserve_trainer.demo.files import read_json
+
+__all__ = ["LARGEST_BYTES", "carried_checkpoint", "carry", "main", "origin_of"]
+
+#: A package is no place for more.
+LARGEST_BYTES = 10_000_000
+
+_FOLDER = Path(__file__).parent / "checkpoints"
+_POLICY = "doom"
+
+
+def carried_checkpoint(name: str, folder: Path = _FOLDER) -> Path | None:
+    """Return the folder of a checkpoint that is carried; None: it is not."""
+    path = folder / name
+    return path if (path / "manifest.json").is_file() and (path / "model.safetensors").is_file() else None
+
+
+def carry(out: Path, folder: Path = _FOLDER) -> Path:
+    """Copy the newest checkpoint that the Doom recipe published in `out`; return where it lies now.
+
+    Raises:
+        BadSettingError: It is larger than a package should carry.
+        PlayserveError: There is none, or it is damaged.
+    """
+    from playserve_trainer import checkpoint
+    from playserve_trainer.store import CheckpointStore
+
+    store = out / "store"
+    version = CheckpointStore(str(store)).resolve(_POLICY, "latest")
+    source = store / _POLICY / version
+    manifest = checkpoint.verify(source)
+    size = (source / checkpoint.WEIGHTS_NAME).stat().st_size
+    if size > LARGEST_BYTES:
+        raise BadSettingError(f"{source}: {size:,} bytes of weights; a package carries at most {LARGEST_BYTES:,}")
+    target = folder / _POLICY
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    shutil.copyfile(source / checkpoint.WEIGHTS_NAME, target / checkpoint.WEIGHTS_NAME)
+    # Who publishes it gives it a name and a version.
+    manifest = dataclasses.replace(manifest.published_as("", ""), origin=origin_of(out))
+    (target / checkpoint.MANIFEST_NAME).write_bytes(manifest.to_bytes())
+    checkpoint.verify(target)
+    return target
+
+
+def origin_of(out: Path) -> dict[str, Any]:
+    """Return how the checkpoint in a folder of the Doom recipe was made, as far as its files say."""
+    train = read_json(out / "train" / "summary.json")
+    recorded = read_json(out / "data" / "summary.json")
+    found: dict[str, Any] = {
+        "made_by": "playserve demo doom --full",
+        "recorded": {
+            "seconds": recorded["seconds"],
+            "goals": [_only(goal, "scenario", "goal", "frames", "episodes", "settings") for goal in recorded["goals"]],
+        },
+        "trained": {
+            "settings": {key: value for key, value in train["config"].items() if key not in ("data", "out")},
+            "seconds": train["elapsed_s"],
+        },
+    }
+    results = out / "results.json"
+    if results.exists():
+        found["verdicts"] = read_json(results)["verdicts"]
+    return found
+
+
+def _only(value: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value[key] for key in keys if key in value}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Carry a checkpoint; see the module."""
+    parser = argparse.ArgumentParser(prog="python -m playserve_trainer.demo.carried")
+    parser.add_argument("out", type=Path, help="folder of `playserve demo doom --full`")
+    parser.add_argument("--to", type=Path, default=_FOLDER, help="folder of carried checkpoints (default: ours)")
+    args = parser.parse_args(arguments)
+    sys.stdout.write(f"{carry(args.out, args.to)}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
