@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from playserve.errors import BadSettingError, NotFoundError
 from playserve_trainer.recipes import Prepared
@@ -29,7 +29,7 @@ SUMMARY = "vision, text and past actions to keyboard and mouse, on recordings in
 TASK_FLAG = "game"
 MODEL_FLAGS: tuple[str, ...] = ("size", "text_encoder", "dropout", "mouse_decode", "history")
 OPTION_FLAGS: tuple[str, ...] = (
-    "augment", "mix", "cache", "cache_limit_mib", "text_dropout", "decoders",
+    "augment", "mix", "cache", "cache_limit_mib", "text_dropout", "decoders", "trunk_weights",
 )  # fmt: skip
 
 _FAMILY = "p2p"
@@ -65,7 +65,15 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 )  # fmt: skip
 
 _OPTIONS: Mapping[str, Any] = MappingProxyType(
-    {"augment": True, "mix": [], "cache": "", "cache_limit_mib": 8192, "text_dropout": 0.0, "decoders": 0}
+    {
+        "augment": True,
+        "mix": [],
+        "cache": "",
+        "cache_limit_mib": 8192,
+        "text_dropout": 0.0,
+        "decoders": 0,
+        "trunk_weights": "",
+    }
 )
 
 
@@ -98,6 +106,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cache-limit-mib", type=int, metavar="N", **only,
         help="decode frames once into a file in the cache if it is at most this long; 0: never (default 8192)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--trunk-weights", metavar="FILE", **only,
+        help="begin EfficientNet with ImageNet's weights: torchvision's efficientnet_b0 state dict, a local file",
     )  # fmt: skip
     parser.add_argument("--decoders", type=int, help="threads that decode (default: one for each core)", **only)
 
@@ -152,6 +164,7 @@ def prepare(config: TrainConfig, progress: Callable[[int, int], None] | None = N
     from playserve.p2p.vocabulary import Vocabulary
     from playserve_trainer.data.p2p_scores import ActionScores, Guesses, guess_baselines
     from playserve_trainer.models.p2p.tokens import groups
+    from playserve_trainer.models.p2p.trunk import load_torchvision_trunk
     from playserve_trainer.models.registry import build
     from playserve_trainer.train.evaluate import evaluation_batches
 
@@ -163,6 +176,8 @@ def prepare(config: TrainConfig, progress: Callable[[int, int], None] | None = N
         base["text_encoder"] = "words" if any(part.texts for part in (main, *(m for m, _ in mixed))) else "none"
     torch.manual_seed(config.seed)
     policy = build(_FAMILY, base)
+    if options["trunk_weights"]:
+        load_torchvision_trunk(cast("P2PPolicy", policy).image, options["trunk_weights"])
     maker = _Maker(config, options, policy)
     stores = [maker.store(part, progress) for part in (main, *(m for m, _ in mixed))]
     main, report = stores[0][0], stores[0][0].report

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
 from playserve.actions import DesktopAction
-from playserve.errors import BadActionError, BadSettingError, NotImplementedHereError
+from playserve.errors import BadActionError, BadSettingError, DataLossError, NotFoundError, NotImplementedHereError
 from playserve.specs import DesktopActionSpec, GapMode, PolicySpec
 from playserve_trainer.flops import count_flops
 from playserve_trainer.models.p2p import SIZES, P2PConfig, P2PPolicy, config_of_size
@@ -206,17 +207,24 @@ def test_size_names_are_in_the_manifest() -> None:
     assert set(SIZES) == {"150m", "300m", "600m", "1.2b", "1m", "6m", "16m"}
 
 
-def test_torchvision_weights_of_the_trunk(tmp_path: object) -> None:
+def test_torchvision_weights_of_the_trunk(small: MakeSmall, tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = P2PConfig(layers=1, width=32, heads=2, decoder_heads=2, frame_size=32)
     theirs = {f"features.{name}": torch.rand_like(x.float()) for name, x in EfficientNetTrunk().state_dict().items()}
     extra = {"features.8.0.weight": torch.zeros(2), "classifier.1.bias": torch.zeros(1000)}
-    path = f"{tmp_path}/efficientnet_b0.pth"
+    path = tmp_path / "efficientnet_b0.pth"
     torch.save({**theirs, **extra}, path)
     tokenizer = ImageTokenizer(config)
     assert load_torchvision_trunk(tokenizer, path) == tuple(sorted(extra))
     for name, tensor in tokenizer.trunk.state_dict().items():
         torch.testing.assert_close(tensor.float(), theirs[f"features.{name}"].to(tensor.dtype).float())
+    with pytest.raises(BadSettingError, match="three convolutions"):
+        load_torchvision_trunk(small().image, path)
+    torch.save(extra, path)
+    with pytest.raises(DataLossError, match="lacks"):
+        load_torchvision_trunk(tokenizer, path)
+    with pytest.raises(NotFoundError, match="no such file"):
+        load_torchvision_trunk(tokenizer, tmp_path / "nothing.pth")
 
 
 @pytest.mark.parametrize(("precision", "close"), [("float32", 1e-5), ("bfloat16", 0.02)])

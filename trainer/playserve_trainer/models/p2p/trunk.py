@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from playserve.errors import DataLossError, NotFoundError
+from playserve.errors import BadSettingError, DataLossError, NotFoundError
 from playserve_trainer.models.p2p.config import P2PConfig
 
 __all__ = ["Conv3Trunk", "EfficientNetTrunk", "ImageTokenizer", "load_torchvision_trunk", "pixels"]
@@ -156,9 +156,12 @@ def load_torchvision_trunk(tokenizer: ImageTokenizer, path: str | Path) -> tuple
 
     Raises:
         NotFoundError: There is no such file.
-        DataLossError: It is no state dict of EfficientNet-B0, or the tokenizer has another trunk.
+        DataLossError: It is no state dict of EfficientNet-B0.
+        BadSettingError: The tokenizer has another trunk.
     """
     path = Path(path)
+    if not isinstance(tokenizer.trunk, EfficientNetTrunk):
+        raise BadSettingError(f"{path}: weights for EfficientNet-B0, but the policy sees with three convolutions")
     if not path.is_file():
         raise NotFoundError(f"{path}: no such file; torchvision's efficientnet_b0 state dict was wanted")
     try:
