@@ -23,6 +23,7 @@ from playserve_client.capture import Platform, choose_window, detect_platform, o
 from playserve_client.client import PolicyClient
 from playserve_client.commands.dialing import tls_of
 from playserve_client.play.core import PlayCore, Rules
+from playserve_client.play.memory import keep_freed_memory
 from playserve_client.play.player import Player
 from playserve_client.play.scene import Eye, Scene, desktop_action_of
 from playserve_client.play.stats import PlayStats
@@ -70,6 +71,7 @@ def play(args: argparse.Namespace, api_key: str | None) -> int:
     for key in (args.resume_key, args.panic_key):
         if key not in KEYS:
             raise BadSettingError(f"hotkey {key!r} is no W3C code of a key, such as F9 or KeyP")
+    keep_freed_memory()
     platform = detect_platform()
     scene = open_scene(args, platform)
     with contextlib.ExitStack() as stack:

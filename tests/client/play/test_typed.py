@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -62,3 +64,24 @@ def test_numbers_of_a_run_are_json() -> None:
     assert report["capture_to_applied_ms"]["max"] == pytest.approx(12)
     assert report["capture_to_applied_without_model_ms"]["max"] == pytest.approx(10)
     assert percentiles([]) == {"count": 0}
+
+
+def test_freed_memory_is_kept_where_the_c_library_can() -> None:
+    # In a process of its own: it is for the whole process.
+    program = (
+        "import resource\n"
+        "from playserve_client.play.memory import keep_freed_memory\n"
+        "kept = keep_freed_memory()\n"
+        "def faults():\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    for _ in range(20): bytearray(b'x' * 2_000_000)\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "faults()\n"
+        "print(kept, faults())"
+    )
+    if not sys.platform.startswith("linux"):
+        pytest.skip("for Linux")
+    kept, faults = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert kept == "False" or int(faults) < 100  # 2 MB have some 500 pages; without it, each time
