@@ -25,7 +25,7 @@ pytest.importorskip("Xlib")  # pynput itself refuses to be imported without a di
 
 RED, BLUE = (0xC0, 0x20, 0x10), (0x10, 0x20, 0xC0)
 FORWARD = DesktopAction(keys=frozenset({"KeyW"}))
-F9, F12 = 0xFFC6, 0xFFC9
+RESUME, PANIC = ord("["), 0xFFC9
 SHIFT = "0xffe1"  # which an X server does not repeat while it is held
 
 
@@ -148,8 +148,8 @@ def test_a_person_takes_over_at_once_and_is_recorded(
         hands.key(ord("a"), False)
 
         after = len(window.lines)
-        hands.key(F9, True)
-        hands.key(F9, False)
+        hands.key(RESUME, True)
+        hands.key(RESUME, False)
         window.wait_for(lambda line: line.get("key") == "w" and line["down"], "the policy's key again", after)
         n = len(script.seen)
         script.wait_for(lambda seen: not seen.observe_only and seen.executed == FORWARD, "the policy again", n)
@@ -158,8 +158,8 @@ def test_a_person_takes_over_at_once_and_is_recorded(
         after = len(window.lines)
         wait_until(lambda: _moved(hands, window, after), "the mouse to take over")
 
-        hands.key(F12, True)
-        hands.key(F12, False)
+        hands.key(PANIC, True)
+        hands.key(PANIC, False)
         assert client.wait() == 0, client.text()
     report = _report(out)
     assert report["ended"] == "the panic hotkey was pressed"

@@ -27,7 +27,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "(default 100)")  # fmt: skip
     add("--max-missed", type=int, default=3, metavar="N", help="deadlines missed in a row after which all keys are "
         "lifted (default 3)")  # fmt: skip
-    add("--resume-key", default="F9", metavar="CODE", help="gives control back to the policy (default F9)")
+    add("--resume-key", default="BracketLeft", metavar="CODE", help="gives control back to the policy; the "
+        "game sees it, too (default BracketLeft)")  # fmt: skip
     add("--panic-key", default="F12", metavar="CODE", help="ends it all (default F12)")
     add("--takeover-px", type=float, default=1.0, metavar="PX", help="mouse motion within a frame by which you take "
         "over (default 1)")  # fmt: skip

@@ -81,7 +81,7 @@ class Rules:
     takeover_mouse_px: float = 1.0
     mouse_scale: float = 1.0
     takeover: bool = True
-    resume_key: str = "F9"
+    resume_key: str = "BracketLeft"
     panic_key: str = "F12"
 
     def __post_init__(self) -> None:
