@@ -9,15 +9,16 @@ import pytest
 import small_recordings as small
 import torch
 
+from playserve.actions import DesktopAction
 from playserve.cli import main
-from playserve.p2p.vocabulary import OPEN_P2P
+from playserve.p2p.vocabulary import OPEN_P2P, MouseDecode
 from playserve.resize import HAMMING_V1, resize
 from playserve_client.p2p.recording import Source
 from playserve_client.p2p.video import VideoSettings
 from playserve_client.p2p.writer import RecordingWriter
 from playserve_trainer import checkpoint
 from playserve_trainer.checkpoint import Manifest
-from playserve_trainer.data.gap import LiveClip, measure_gap, read_back
+from playserve_trainer.data.gap import LiveClip, measure_gap, play_live, read_back
 from playserve_trainer.data.p2p import load_recordings
 from playserve_trainer.data.p2p_clips import ClipOrder, Clips, ClipSet
 from playserve_trainer.data.p2p_frames import VideoFrames
@@ -93,11 +94,44 @@ def test_the_gap_lies_between_nothing_and_other_frames(policy: P2PPolicy) -> Non
     assert gaps["yuv", 12, False].pixel_error > gaps["rgb", 12, False].pixel_error > 0
     assert gaps["rgb", 0, True].kl == pytest.approx(gaps["live", None, True].kl)
     assert gaps["live", None, True].pixel_error > 0
+    assert other.of_other == 1.0
+    assert gaps["yuv", 12, False].of_other == pytest.approx(gaps["yuv", 12, False].kl / other.kl)
     for gap in gaps.values():
         assert sum(gap.kl_by_group.values()) == pytest.approx(gap.kl)
         assert 0 <= gap.changed <= 1
     again = measure_gap(policy, clips, encodings, draws=2)
     assert again == list(gaps.values())
+
+
+class _Room:
+    """A room that shows how far the mouse was moved; an episode is five frames."""
+
+    def __init__(self) -> None:
+        self.said: list[DesktopAction] = []
+
+    def reset(self, *, seed: int | None = None) -> tuple[dict[str, Frames], dict[str, Any]]:
+        self._left = 5
+        return self._seen(), {"instruction": "go left"}
+
+    def step(self, action: DesktopAction) -> tuple[dict[str, Frames], float, bool, bool, dict[str, Any]]:
+        self._left -= 1
+        self.said.append(action)
+        return self._seen(), 0.0, self._left == 0, False, {}
+
+    def _seen(self) -> dict[str, Frames]:
+        return {"frame": np.full((_SIZE, _SIZE, 3), 10 * self._left + len(self.said), np.uint8)}
+
+
+def test_a_live_clip_is_what_the_policy_saw_and_did(policy: P2PPolicy) -> None:
+    room = _Room()
+    clip = play_live(policy, room, 12, seed=3)  # type: ignore[arg-type]
+    assert clip.text == "go left"
+    assert clip.frames_TSS3.shape == (12, _SIZE, _SIZE, 3)
+    for action, tokens in zip(room.said, clip.tokens_TH.tolist(), strict=True):
+        assert action.keys == policy.vocabulary.decode(tokens, MouseDecode.MEAN).keys
+    again = play_live(policy, _Room(), 12, seed=3)  # type: ignore[arg-type]
+    assert (again.tokens_TH == clip.tokens_TH).all()
+    assert [int(frame[0, 0, 0]) for frame in clip.frames_TSS3][:6] == [50, 41, 32, 23, 14, 55]
 
 
 def test_the_command_reads_recordings_and_writes_every_number(

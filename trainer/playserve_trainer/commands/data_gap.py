@@ -29,7 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="a p2p checkpoint; repeat to compare one trained with augmentation and one without",
     )  # fmt: skip
     live = parser.add_mutually_exclusive_group(required=True)
-    live.add_argument("--doom", metavar="SCENARIO", help="live frames of this scenario, played at random")
+    live.add_argument("--doom", metavar="SCENARIO", help="live frames of this scenario, as the policy plays it")
     live.add_argument(
         "--recordings", type=Path, metavar="DIR",
         help="recordings whose video.mp4 stands for the screen (without it their training video does)",
@@ -89,31 +89,13 @@ def _live_clips(args: argparse.Namespace, policy: P2PPolicy) -> list[LiveClip]:
 
 
 def _doom_clips(args: argparse.Namespace, policy: P2PPolicy) -> Iterator[LiveClip]:
-    """Play at random: keys, shots and turns that are held for a while."""
-    import numpy as np
-
-    from playserve.actions import DesktopAction
     from playserve_client.envs.doom import DoomEnv
-    from playserve_trainer.data.gap import LiveClip
+    from playserve_trainer.data.gap import play_live
 
     env = DoomEnv(args.doom, frame_size=policy.config.frame_size)
     try:
         for number in range(args.clips):
-            rng = np.random.default_rng([args.seed, number])
-            observation, info = env.reset(seed=args.seed + number)
-            text, frames, actions = str(info.get("instruction", "")), [], []
-            action = DesktopAction()
-            for step in range(args.length):
-                if step % 8 == 0:
-                    keys = frozenset(key for key in ("KeyW", "KeyA", "KeyD") if rng.random() < 0.4)
-                    buttons = frozenset({0} if rng.random() < 0.3 else set())
-                    action = DesktopAction(keys=keys, buttons=buttons, mouse_dx_px=float(rng.integers(-40, 41)))
-                frames.append(observation["frame"])
-                actions.append(policy.encode_action(action))
-                observation, _, terminated, truncated, _ = env.step(action)
-                if terminated or truncated:
-                    observation, _ = env.reset()
-            yield LiveClip(np.stack(frames), np.array(actions, np.int64), text)
+            yield play_live(policy, env, args.length, args.seed + number)
     finally:
         env.close()
 
@@ -154,12 +136,15 @@ def _print(found: Mapping[str, Sequence[Gap]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("policy", "frames", "crf", "augmented", "pixel error", "KL, nats", "other action", box=None)
+    table = Table(
+        "policy", "frames", "crf", "augmented", "pixel error", "KL, nats", "of other frames", "other action", box=None
+    )
     for name, gaps in found.items():
         for gap in gaps:
             row: list[Any] = [
                 name, gap.frames, "" if gap.crf is None else gap.crf, "yes" if gap.augmented else "no",
-                f"{gap.pixel_error:.2f}", f"{gap.kl:.5f}", f"{gap.changed:.1%}",
+                f"{gap.pixel_error:.2f}", f"{gap.kl:.3g}", "" if gap.of_other is None else f"{gap.of_other:.1%}",
+                f"{gap.changed:.1%}",
             ]  # fmt: skip
             table.add_row(*map(str, row))
     Console().print(table)

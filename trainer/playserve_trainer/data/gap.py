@@ -9,10 +9,13 @@ Shape legend: T frames of a clip, S side, H heads of an action, A choices of a h
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,9 +26,12 @@ from playserve_client.p2p.video import VideoReader, VideoSettings, VideoWriter
 from playserve_trainer.data.p2p_augment import Augmenter
 from playserve_trainer.models.p2p import P2PPolicy
 from playserve_trainer.models.p2p.tokens import groups
-from playserve_trainer.models.policy import INSTRUCTION, TARGETS, UNKNOWN_ACTION
+from playserve_trainer.models.policy import INSTRUCTION, TARGETS, UNKNOWN_ACTION, Memory
 
-__all__ = ["Gap", "LiveClip", "measure_gap", "read_back"]
+if TYPE_CHECKING:
+    import gymnasium
+
+__all__ = ["Gap", "LiveClip", "measure_gap", "play_live", "read_back"]
 
 Frames = NDArray[np.uint8]
 
@@ -58,6 +64,7 @@ class Gap:
         kl: Mean divergence of a step's whole action, nats.
         kl_by_group: The same by keys, buttons, dx and dy; they add up to `kl`.
         changed: Share of steps whose likeliest action is another one.
+        of_other: `kl` as a share of that of "other" frames, None with one clip.
     """
 
     frames: str
@@ -67,6 +74,7 @@ class Gap:
     kl: float
     kl_by_group: dict[str, float] = field(default_factory=dict)
     changed: float = 0.0
+    of_other: float | None = None
 
 
 def read_back(frames_TSS3: Frames, settings: VideoSettings, fps: float = 20.0) -> Frames:
@@ -132,7 +140,51 @@ def measure_gap(
     if len(clips) > 1:
         others = [np.resize(own[i - 1], own[i].shape) for i in range(len(own))]
         found.append(gap("other", None, [others], False))
+        largest = max(found[-1].kl, sys.float_info.min)
+        found = [dataclasses.replace(one, of_other=one.kl / largest) for one in found]
     return found
+
+
+@torch.no_grad()
+def play_live(policy: P2PPolicy, env: gymnasium.Env[Any, Any], length: int, seed: int) -> LiveClip:
+    """Have the policy play, and return what it saw and did; an episode that ends is followed by the next.
+
+    Args:
+        policy: In eval mode.
+        env: Gives {"frame": uint8 [S, S, 3]} and takes desktop actions, as the doom environment does.
+        length: T.
+        seed: Of the game and of the policy's draws.
+    """
+    device, generator = policy.device(), torch.Generator().manual_seed(seed)
+    pools = {
+        name: torch.zeros(2, *tensor.shape, dtype=tensor.dtype, device=device)  # slot 0 is scratch
+        for name, tensor in policy.state_layout().items()
+    }
+    slot_B, frames, tokens = torch.tensor([1], device=device), [], []
+
+    def sample(logits_BA: Tensor, head: int) -> Tensor:
+        chances = logits_BA.float().softmax(-1).cpu()
+        return torch.multinomial(chances, 1, generator=generator).squeeze(1).to(device)
+
+    observation, info = env.reset(seed=seed)
+    text, fresh = str(info.get("instruction", "")), True
+    vector = policy.embed_instruction(text).to(device) if INSTRUCTION in policy.context_inputs() else None
+    executed_BH = torch.full((1, len(policy.heads())), UNKNOWN_ACTION, device=device)
+    for _ in range(length):
+        frames.append(observation["frame"])
+        inputs = {"frame": torch.from_numpy(np.ascontiguousarray(observation["frame"])).to(device).unsqueeze(0)}
+        if vector is not None:
+            inputs[INSTRUCTION] = vector.unsqueeze(0)
+        memory = Memory(pools, slot_B, torch.tensor([fresh], device=device))
+        executed_BH = policy.step(inputs, executed_BH, memory, sample).actions_BH
+        tokens.append(executed_BH[0].cpu().numpy())
+        uniforms = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
+        observation, _, terminated, truncated, _ = env.step(policy.decode_action(tokens[-1].tolist(), uniforms))
+        fresh = bool(terminated or truncated)
+        if fresh:
+            observation, _ = env.reset()
+            executed_BH = torch.full_like(executed_BH, UNKNOWN_ACTION)
+    return LiveClip(np.stack(frames), np.stack(tokens), text)
 
 
 @torch.no_grad()
