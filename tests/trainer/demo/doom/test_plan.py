@@ -18,6 +18,8 @@ def test_every_command_is_one_that_playserve_takes(plan: DoomPlan) -> None:
     assert (record.frames, record.out, tuple(record.scenario)) == (plan.frames, OUT / "data", plan.scenarios)
     train = parser.parse_args([*training(plan, OUT).command, "--resume"])
     assert (train.publish, train.store, train.max_minutes) == ("doom", "runs/doom/store", plan.minutes)
+    begun = parser.parse_args(list(training(plan, OUT, Path("carried")).command))
+    assert begun.init_from == "carried"
     for rollout in plan.rollouts():
         play = parser.parse_args(list(playing(plan, rollout, OUT, "127.0.0.1:1234").command))
         assert (play.scenario, play.goal, play.text) == (rollout.scenario, rollout.goal, rollout.text)

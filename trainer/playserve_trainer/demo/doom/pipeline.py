@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from playserve.errors import DataLossError, NotFoundError, ServerFault
+from playserve_trainer.demo.carried import carried_checkpoint
 from playserve_trainer.demo.doom.desktop import RESULTS_NAME, desktop_folder, missing_for_desktop, play_desktop
 from playserve_trainer.demo.doom.film import film_paths, make_film
 from playserve_trainer.demo.doom.page import render_page
@@ -86,7 +87,8 @@ class _Recipe:
         plan, out = self._plan, self._out
         step = recording(plan, out)
         self._stage(step, done=is_recorded(plan, step.out))
-        step = training(plan, out)
+        begin = carried_checkpoint(POLICY) if plan.continue_flags is not None else None
+        step = training(plan, out, begin)
         resume = ("--resume",) if (step.out / _STATE_NAME).exists() else ()
         self._stage(step, done=is_trained(step.out, out / "store"), more=resume)
 

@@ -21,15 +21,17 @@ def recording(plan: DoomPlan, out: Path) -> Step:
     return Step(name="record", title=title, command=command, out=out / "data")
 
 
-def training(plan: DoomPlan, out: Path) -> Step:
-    """Return the step that trains and publishes the policy."""
+def training(plan: DoomPlan, out: Path, begin: Path | None = None) -> Step:
+    """Return the step that trains and publishes the policy; it may begin with a checkpoint's weights."""
+    goes_on = () if begin is None else (*(plan.continue_flags or ()), "--init-from", f"{begin}")
     command = (
-        "train", "p2p", "--data", f"{out / 'data'}", *plan.train_flags, "--minutes", f"{plan.minutes:g}",
+        "train", "p2p", "--data", f"{out / 'data'}", *plan.train_flags, *goes_on, "--minutes", f"{plan.minutes:g}",
         "--out", f"{out / 'train'}", "--publish", POLICY, "--store", f"{out / 'store'}",
     )  # fmt: skip
     return Step(
         name="train",
-        title="Train and publish one policy for all of it",
+        title="Train and publish one policy for all of it"
+        + ("" if begin is None else ", going on from the checkpoint that this package carries"),
         command=command,
         out=out / "train",
         expected_s=plan.minutes * 60,
