@@ -28,9 +28,10 @@ class X11Backend:
         if not self._display.query_extension("XTEST").present:
             raise ActuationError("the X server has no XTEST extension, through which keys are pressed")
         self._keyboard, self._mouse = keyboard.Controller(), mouse.Controller()
-        # Through the connection by which pynput moves buttons, motion comes before the press that follows it.
-        self._pointer: Any = getattr(self._mouse, "_display", self._display)
-        self._moved = False
+        self._errors: list[Any] = []
+        self._display.set_error_handler(lambda error, _request: self._errors.append(error))
+        for controller in (self._keyboard, self._mouse):
+            _share(controller, self._display)
         self._pynput = keyboard.KeyCode
         self._buttons = {ours: _pynput_button(mouse.Button, theirs) for ours, theirs in BUTTONS.items()}
         self._keysyms = _keysyms(self._display)
@@ -51,7 +52,6 @@ class X11Backend:
         """Press or release a mouse button."""
         try:
             (self._mouse.press if down else self._mouse.release)(self._buttons[button])
-            self._moved = False  # pynput has waited until the X server had taken it
         except Exception as error:
             raise ActuationError(
                 f"button {button} could not be {'pressed' if down else 'released'}: {error}"
@@ -64,30 +64,59 @@ class X11Backend:
 
         limit = 0x7FFF
         xtest.fake_input(
-            self._pointer,
+            self._display,
             X.MotionNotify,
             detail=True,
             x=max(-limit, min(limit, dx)),
             y=max(-limit, min(limit, dy)),
         )
-        self._pointer.flush()
-        self._moved = True
 
     def scroll(self, steps: int) -> None:
         """Turn the wheel."""
         self._mouse.scroll(0, steps)
 
     def flush(self) -> None:
-        """Return when the X server has taken the motion; for presses pynput has waited."""
-        if self._moved:
-            self._pointer.sync()
-            self._moved = False
+        """Send what has been asked for, in its order, and return when the X server has taken it."""
+        self._display.sync()
+        if self._errors:
+            errors, self._errors = self._errors, []
+            raise ActuationError(f"the X server refused {len(errors)} events: {errors[0]}")
 
     def close(self) -> None:
         """Let go of the display."""
         # pynput's controllers close their displays when they are forgotten, and complain where the server has gone.
-        del self._keyboard, self._mouse, self._pointer
+        del self._keyboard, self._mouse
         self._display.close()
+
+
+class _Unhurried:
+    """A connection as pynput gets to see it: it does not wait after each event, and closes nothing."""
+
+    def __init__(self, display: Any) -> None:
+        self._shared = display
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._shared, name)
+
+    def sync(self) -> None:
+        """Do nothing: whoever owns the connection waits once, after the last event."""
+
+    def set_error_handler(self, _handler: Any) -> None:
+        """Do nothing: the owner hears of errors."""
+
+    def close(self) -> None:
+        """Do nothing: the owner closes it."""
+
+
+def _share(controller: Any, display: Any) -> None:
+    """Give a controller of pynput's our connection: keys, buttons and motion then come in order, and with one wait.
+
+    A pynput that keeps its connection elsewhere is left as it is.
+    """
+    own = getattr(controller, "_display", None)
+    if own is not None:
+        own.close()
+        controller._display = _Unhurried(display)
 
 
 def has_evdev_codes(display: Any) -> bool:
