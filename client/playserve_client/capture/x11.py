@@ -35,12 +35,28 @@ def open_display(name: str | None = None) -> Any:
     except (xerror.DisplayError, OSError) as error:
         shown = name or os.environ.get("DISPLAY", "")
         raise DisplayMissingError(f"no X server answers at {shown!r}: {str(error).splitlines()[0]}") from error
-    if "XWAYLAND" in display.list_extensions():
+    if _is_xwayland(display):
         display.close()
         raise WaylandError(_XWAYLAND_ADVICE)
     # Windows come and go while they are looked at; what matters is seen in the answers.
     display.set_error_handler(lambda *_: None)
     return display
+
+
+def _is_xwayland(display: Any) -> bool:
+    """Return whether an X server is Wayland's: it says so since version 22, and its outputs are named so before."""
+    from Xlib import error as xerror
+
+    if "XWAYLAND" in display.list_extensions():
+        return True
+    if not os.environ.get("WAYLAND_DISPLAY"):
+        return False
+    try:
+        found = display.screen().root.xrandr_get_screen_resources()
+        names = [display.xrandr_get_output_info(output, found.config_timestamp).name for output in found.outputs]
+    except (AttributeError, xerror.XError):  # it has no RandR
+        return False
+    return any(str(name).startswith("XWAYLAND") for name in names)
 
 
 class X11Windows:
