@@ -21,7 +21,8 @@ __all__ = ["Command", "build_parser", "main"]
 
 # The extra that brings a module, for the hint after a failed import.
 _EXTRAS = {
-    "torch": "train", "safetensors": "train", "fsspec": "train",
+    "torch": "train", "safetensors": "train", "fsspec": "train", "yaml": "train",
+    "transformers": "text", "sentence_transformers": "text",
     "prometheus_client": "serve", "pydantic_settings": "serve", "fastapi": "serve", "grpc_health": "serve",
     "grpc_reflection": "serve", "tritonclient": "serve",
     "ale_py": "envs", "gymnasium": "envs", "nle": "envs", "cv2": "envs", "rich": "envs", "PIL": "envs",
