@@ -50,7 +50,8 @@ print(*sorted({name.partition(".")[0] for name in sys.modules}))
 EXTRAS = [
     "torch", "safetensors", "fsspec", "rich", "lz4", "simplejpeg", "PIL", "mss", "pynput", "nle", "ale_py", "gymnasium",
     "cv2", "tritonclient", "prometheus_client", "fastapi", "grpc_health", "grpc_reflection", "pydantic",
-    "pydantic_settings", "uvloop", "starlette", "uvicorn",
+    "pydantic_settings", "uvloop", "starlette", "uvicorn", "av", "vizdoom", "yaml", "transformers",
+    "sentence_transformers",
 ]  # fmt: skip
 
 
