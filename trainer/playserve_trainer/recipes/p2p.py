@@ -27,7 +27,7 @@ __all__ = ["DEFAULTS", "MODEL_FLAGS", "OPTION_FLAGS", "SUMMARY", "TASK_FLAG", "c
 
 SUMMARY = "vision, text and past actions to keyboard and mouse, on recordings in Open P2P's format"
 TASK_FLAG = "game"
-MODEL_FLAGS: tuple[str, ...] = ("size", "text_encoder", "dropout", "mouse_decode", "history")
+MODEL_FLAGS: tuple[str, ...] = ("size", "text_encoder", "dropout", "mouse_decode", "history", "past_actions")
 OPTION_FLAGS: tuple[str, ...] = (
     "augment", "mix", "cache", "cache_limit_mib", "text_dropout", "decoders", "trunk_weights",
 )  # fmt: skip
@@ -91,6 +91,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help='"none", "words", "embeddinggemma" or a sentence-transformers model (default: words, where there are any)',
     )  # fmt: skip
     parser.add_argument("--history", type=int, help="past steps that each layer looks back over", **only)
+    parser.add_argument(
+        "--no-past-actions", dest="past_actions", action="store_false", **only,
+        help="the backbone does not see the actions taken: small policies else learn to repeat them",
+    )  # fmt: skip
     parser.add_argument("--dropout", type=float, help="of what attention adds, in training", **only)
     parser.add_argument("--mouse-decode", help="how mouse bins become pixels when it plays", **only)
     parser.add_argument("--freeze-trunk", action="store_true", help="do not train what sees the frame", **only)

@@ -117,6 +117,23 @@ def test_ragged_batches_with_resets_and_slots_that_move(
 
 
 @RINGS
+def test_without_past_actions_a_step_is_four_tokens_and_equals_forward_too(
+    small: MakeSmall, use: Callable[[type], None], rings: type
+) -> None:
+    use(rings)
+    policy = small(past_actions=False)
+    play = Play(policy, 2, 24, begins=((1, 9),))
+    wanted_BTA = play.wanted()
+    for t in range(24):
+        torch.testing.assert_close(play.step([0, 1], [t, t], [2, 4]), wanted_BTA[:, t], **CLOSE)
+    assert policy.state_layout()["layer00"].shape[2] == 4 + (policy.config.histories[0] + 1) * 3
+    # The decoder still sees the heads before its own: they are this step's action, and no past one.
+    other = Play(policy, 2, 24, begins=((1, 9),))
+    other.actions_BTH[:, :-1] = 0
+    torch.testing.assert_close(other.wanted()[:, -1], wanted_BTA[:, -1])
+
+
+@RINGS
 def test_a_session_of_ten_million_steps_is_as_exact_as_a_young_one(
     small: MakeSmall, use: Callable[[type], None], rings: type
 ) -> None:

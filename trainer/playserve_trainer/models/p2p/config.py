@@ -28,6 +28,8 @@ class P2PConfig:
         decoder_layers: Of the action decoder.
         decoder_heads: Attention heads of the action decoder.
         history: Past steps that a layer looks back over, one number for all layers or one for each.
+        past_actions: Whether the backbone sees the actions taken. Without them a small policy that was taught by few
+            experts cannot learn to repeat itself instead of looking; Open P2P has them.
         trunk: What sees the frame, one of :data:`TRUNKS`.
         frame_size: Side of the square frame, pixels.
         dropout: Of what attention adds to the residual, in training.
@@ -49,6 +51,7 @@ class P2PConfig:
     decoder_layers: int = 3
     decoder_heads: int = 8
     history: tuple[int, ...] = (200,)
+    past_actions: bool = True
     trunk: str = "efficientnet_b0"
     frame_size: int = 192
     dropout: float = 0.1

@@ -50,12 +50,14 @@ class P2PPolicy(Policy):
         self.vocabulary = Vocabulary.from_json(config.vocabulary)
         self._heads = self.vocabulary.heads
         self._groups = groups(self.vocabulary)
+        # Action tokens of a past step that the backbone sees.
+        self._past_heads = len(self._heads) if config.past_actions else 0
         self._idle_tokens = self.vocabulary.idle()
         self._encoder = LazyEncoder(config.text_encoder, config.text_width)
         self.image = ImageTokenizer(config)
-        self.tokens = TokenAssembly(config.width, config.text_width, len(self._heads))
+        self.tokens = TokenAssembly(config.width, config.text_width, self._past_heads)
         self.embedding = ActionEmbedding(self.vocabulary, config.width)
-        self.backbone = Backbone(config, len(self._heads))
+        self.backbone = Backbone(config, self._past_heads)
         self.decoder = ActionDecoder(config, len(self._heads))
         self.logits = ActionLogits(self.vocabulary, config.width)
 
@@ -145,9 +147,9 @@ class P2PPolicy(Policy):
 
     def step(self, inputs: Mapping[str, Tensor], executed_BH: Tensor, memory: Memory, sample: Sampler) -> StepOutput:
         """See :class:`Policy`: one pass over the executed action and the new tokens, then the decoder."""
-        actions_BHD = self.tokens.actions(self.embedding(self._known(executed_BH)))
+        actions_BHD = self._past(self._known(executed_BH))
         new_B4D = self.tokens(self.image(inputs["frame"]), inputs.get(INSTRUCTION))
-        rings = make_rings(memory, self.config.histories, len(self._heads))
+        rings = make_rings(memory, self.config.histories, self._past_heads)
         out_BD = self.backbone.step(torch.cat([actions_BHD, new_B4D], dim=1), rings)
         x_BD, cache = self.decoder.begin(out_BD)
         drawn: list[Tensor] = []
@@ -191,7 +193,7 @@ class P2PPolicy(Policy):
         frames = inputs["frame"]
         image_BTD = self.image(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
         new_BT4D = self.tokens(image_BTD, inputs.get(INSTRUCTION))
-        tokens_BTKD = torch.cat([new_BT4D, self.tokens.actions(self.embedding(actions_BTH))], dim=2)
+        tokens_BTKD = torch.cat([new_BT4D, self._past(actions_BTH)], dim=2)
         out: tuple[Tensor, Mapping[str, Tensor]] = self.backbone(tokens_BTKD, first_BT, keep=keep)
         return out
 
@@ -227,6 +229,11 @@ class P2PPolicy(Policy):
             seen.append(forced.logits)
         logits = tuple(torch.stack([step[h] for step in seen], dim=1) for h in range(len(self._heads)))
         return ForwardOutput(logits, pools)
+
+    def _past(self, actions_XH: Tensor) -> Tensor:
+        """Return the tokens [..., H, D] by which the backbone sees actions; none (H is 0) where it sees none."""
+        tokens_XHD: Tensor = self.tokens.actions(self.embedding(actions_XH)[..., : self._past_heads, :])
+        return tokens_XHD
 
     def _idle(self, like: Tensor) -> Tensor:
         """Return the tokens of an idle action [H], without a copy from the host."""
