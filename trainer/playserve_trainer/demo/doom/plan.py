@@ -179,8 +179,8 @@ def _listed(value: Any) -> Any:
 
 
 _NET = (
-    "--size", "1m", "--history", "16", "--no-past-actions", "--sequence-length", "32", "--batch-size", "8", "--dropout", "0",
-    "--no-augment", "--text-encoder", "words", "--text-dropout", "0.1", "--mouse-decode", "mean",
+    "--size", "1m", "--history", "16", "--no-past-actions", "--sequence-length", "32", "--batch-size", "8",
+    "--dropout", "0", "--no-augment", "--text-encoder", "words", "--text-dropout", "0.1", "--mouse-decode", "mean",
     "--lr", "0.001", "--warmup-steps", "200", "--precision", "fp32",
 )  # fmt: skip
 
@@ -195,8 +195,8 @@ _REASONS = {
     "min_frames": "several episodes a recording: at a desktop one game follows another without a word",
     "size": "1.7 M parameters in 6.8 MB: what two cores train in under an hour, and what a package can carry",
     "history": "0.8 s in each of three layers: the tasks need no more, and longer clips cost attention",
-    "past_actions": "not seen: with them the policy learnt to repeat itself (it fired for ever in basic and was worse than "
-    "the random player), while its held-out loss was less than half of copying's",
+    "past_actions": "not seen: with them the policy learnt to repeat itself (it fired for ever in basic and was worse "
+    "than the random player), while its loss was less than half of copying's",
     "augment": "off: the desktop shows the same pixels as the recordings, and jittered colours would blur green and "
     "red",
     "text_encoder": "hashed words: no download; unseen phrasings share words with those that were trained on",
