@@ -46,7 +46,7 @@ def test_makes_a_users_environment(user_module: str) -> None:
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("doom", "no environment family 'doom'.*atari.*module:factory"),
+        ("quake", "no environment family 'quake'.*atari.*module:factory"),
         (":make", "not module:factory"),
         ("playserve_user_env:", "not module:factory"),
         ("no_such_module_at_all:make", "no module 'no_such_module_at_all'"),

