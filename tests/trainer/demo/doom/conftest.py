@@ -69,7 +69,9 @@ def finished(tmp_path: Path) -> Callable[..., tuple[DoomPlan, Path]]:
             {"scenario": scenario, "goal": goal, "frames": PLAN.frames}
             for scenario, goal in (("basic", "shoot_monster"), ("two_vests", "green"), ("two_vests", "red"))
         ]
-        write_json(out / "data" / "summary.json", {"interrupted": False, "goals": goals, "seconds": 20.0})
+        write_json(out / "data" / "summary.json", {
+            "interrupted": False, "goals": goals, "frames": 900, "frames_per_second": 45.0, "seconds": 3.0,
+        })  # fmt: skip
         published = {"store": "elsewhere", "name": "doom", "version": "1"}
         write_json(out / "train" / "summary.json", {"finished": True, "published": published, "elapsed_s": 100.0})
         write_json(out / "store" / "doom" / "1" / "manifest.json", {

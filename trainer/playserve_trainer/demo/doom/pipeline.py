@@ -212,12 +212,15 @@ def _conclude(plan: DoomPlan, out: Path, console: Console, log: DemoLog) -> int:
 
 def _made_s(out: Path, seconds: Mapping[str, float]) -> float:
     """Return how long recording and training took; where they were run by hand, by what they wrote of themselves."""
-    total = 0.0
-    for stage, path, key in (("record", "data/summary.json", "seconds"), ("train", "train/summary.json", "elapsed_s")):
-        if stage in seconds:
-            total += seconds[stage]
-        elif (out / path).exists():
-            total += float(read_json(out / path)[key])
+    total = sum(seconds.get(stage, 0.0) for stage in ("record", "train"))
+    recorded, trained = out / "data" / "summary.json", out / "train" / "summary.json"
+    if "record" not in seconds and recorded.exists():
+        summary = read_json(recorded)
+        # Of a recording in several runs the last one's rate, for all of it.
+        rate = summary.get("frames_per_second")
+        total += float(summary["frames"]) / float(rate) if rate else float(summary["seconds"])
+    if "train" not in seconds and trained.exists():
+        total += float(read_json(trained)["elapsed_s"])
     return total
 
 

@@ -189,7 +189,7 @@ _REASONS = {
     "(health_gathering)",
     "maps": "health_gathering shows the same room for both goals; in two_vests both vests stand in every map, and a "
     "seed of the evaluation makes a map that was never recorded",
-    "frames": "20,000 frames a goal, the same for each goal: 120,000 in all take two cores 4 to 7 minutes",
+    "frames": "30,000 frames a goal, the same for each goal: 180,000 in all take two cores 6 to 10 minutes",
     "epsilon": "a fifth of the frames is random and no target: a learner meets what its own mistakes lead to, and its "
     "past actions do not foretell the next ones",
     "min_frames": "several episodes a recording: at a desktop one game follows another without a word",
@@ -203,13 +203,13 @@ _REASONS = {
     "text_dropout": "a tenth of the clips has no instruction: the null vector of the no-text control is learnt",
     "mouse_decode": "the expert's motions are the centres of the bins, so the centre gives them back",
     "precision": "fp32: processors without bfloat16 units compute it ten times slower",
-    "minutes": "52 minutes of training and 7 of recording (on two busy cores) stay below 60",
+    "minutes": "48 minutes of training and 10 of recording (on two busy cores) stay below 60",
 }
 
 FULL_PLAN = DoomPlan(
     name="full",
-    frames=20_000,
-    minutes=52.0,
+    frames=30_000,
+    minutes=48.0,
     train_flags=(*_NET, "--eval-every-steps", "1000", "--eval-samples", "4096"),
     score_episodes=100,
     baseline_episodes=50,
