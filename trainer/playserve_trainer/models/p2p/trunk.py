@@ -21,6 +21,8 @@ __all__ = ["Conv3Trunk", "EfficientNetTrunk", "ImageTokenizer", "load_torchvisio
 # Stages of EfficientNet-B0's features[1:6]: channels, kernel, stride, expansion, repeats.
 _STAGES = ((16, 3, 1, 1, 1), (24, 3, 2, 6, 2), (40, 5, 2, 6, 2), (80, 3, 2, 6, 3), (112, 5, 1, 6, 3))
 _STEM = 32
+# What the first of three convolutions takes pixels to be, 0 to 1: their mean, and the inverse of their deviation.
+_MEAN_PIXEL, _SPREAD = 0.3, 4.0
 _DROP_STEP = 0.0125  # stochastic depth: 0.2 over the 16 blocks of the whole net
 
 
@@ -39,6 +41,9 @@ class ImageTokenizer(nn.Module):
         side = self.trunk.side(config.frame_size)
         self.project = nn.Linear(self.trunk.channels * side * side, config.width)
         self.norm = nn.LayerNorm(config.width, eps=1e-5)
+        if isinstance(self.trunk, Conv3Trunk):
+            nn.init.normal_(self.project.weight, std=self.project.in_features**-0.5)
+            nn.init.zeros_(self.project.bias)
 
     def forward(self, frames: Tensor) -> Tensor:
         """Return [X, D] of uint8 frames [X, S, S, 3]."""
@@ -48,7 +53,13 @@ class ImageTokenizer(nn.Module):
 
 
 class Conv3Trunk(nn.Module):
-    """Three convolutions, each with a ReLU: what a CPU can afford."""
+    """Three convolutions, each with a ReLU: what a CPU can afford.
+
+    They begin so that the token differs from frame to frame: the first one takes a mean brightness away and spreads
+    what is left. With torch's own initial weights it hardly does (a deviation of 0.08 over the frames of a Doom
+    recording instead of 0.31), and training finds it easier to repeat past actions than to look: after 110 steps on
+    ViZDoom's basic the cross-entropy of keys that change was 0.51 so, and 0.15 from here.
+    """
 
     channels = 64
 
@@ -57,6 +68,12 @@ class Conv3Trunk(nn.Module):
         self.conv1 = nn.Conv2d(3, 32, 8, stride=4, padding=2)
         self.conv2 = nn.Conv2d(32, 64, 4, stride=2, padding=1)
         self.conv3 = nn.Conv2d(64, 64, 3, stride=2, padding=1)
+        for conv in (self.conv1, self.conv2, self.conv3):
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]  # it has one
+        with torch.no_grad():
+            self.conv1.weight *= _SPREAD
+            self.conv1.bias.copy_(-_MEAN_PIXEL * self.conv1.weight.sum((1, 2, 3)))  # type: ignore[union-attr]
 
     @staticmethod
     def side(size: int) -> int:
