@@ -28,6 +28,7 @@ from playserve_client.play.player import Player
 from playserve_client.play.scene import Eye, Scene, desktop_action_of
 from playserve_client.play.stats import PlayStats
 from playserve_client.play.typed import (
+    Begin,
     Instruct,
     Pause,
     Quit,
@@ -223,6 +224,8 @@ class _Console:
             self._text = asked.text
             if self._recorder is not None:
                 self._recorder.instruct(asked.text)
+        elif isinstance(asked, Begin):
+            self._session.reset()
         elif isinstance(asked, Sample):
             self._session.configure(sampling=asked.sampling)
             self._sampling = asked.sampling

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from playserve.errors import BadSettingError
 from playserve.settings import MouseDecode, Sampling, SamplingMode
 
-__all__ = ["HELP", "Instruct", "Line", "Pause", "Quit", "Resume", "Sample", "Show", "parse_line"]
+__all__ = ["HELP", "Begin", "Instruct", "Line", "Pause", "Quit", "Resume", "Sample", "Show", "parse_line"]
 
 HELP = """\
 any text           the new instruction (an empty line: leave it)
@@ -15,6 +15,7 @@ any text           the new instruction (an empty line: leave it)
 /temperature T     draw actions at temperature T
 /argmax            take the most probable action
 /mouse NAME        mouse motion by NAME: default, mean, conservative, truncated_normal
+/new               a new game begins: forget what was seen
 /pause, /resume    give control to yourself, or to the policy
 /quit              end"""
 
@@ -31,6 +32,11 @@ class Sample:
     """New sampling settings."""
 
     sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """A new game begins: what was seen before means nothing any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +61,7 @@ class Show:
     text: str
 
 
-Line = Instruct | Sample | Pause | Resume | Quit | Show
+Line = Instruct | Begin | Sample | Pause | Resume | Quit | Show
 
 
 def parse_line(line: str, sampling: Sampling) -> Line | None:
@@ -71,7 +77,7 @@ def parse_line(line: str, sampling: Sampling) -> Line | None:
     word, _, argument = text[1:].partition(" ")
     argument = argument.strip()
     plain: dict[str, Line] = {
-        "none": Instruct(""), "pause": Pause(), "resume": Resume(), "quit": Quit(), "help": Show(HELP),
+        "none": Instruct(""), "new": Begin(), "pause": Pause(), "resume": Resume(), "quit": Quit(), "help": Show(HELP),
         "argmax": Sample(replace(sampling, mode=SamplingMode.ARGMAX)),
     }  # fmt: skip
     if word in plain:

@@ -12,7 +12,7 @@ from playserve.errors import BadSettingError
 from playserve.settings import MouseDecode, Sampling, SamplingMode
 from playserve_client.play.core import PlayCore, Rules
 from playserve_client.play.stats import PlayStats, percentiles
-from playserve_client.play.typed import HELP, Instruct, Line, Pause, Quit, Resume, Sample, Show, parse_line
+from playserve_client.play.typed import HELP, Begin, Instruct, Line, Pause, Quit, Resume, Sample, Show, parse_line
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,7 @@ from playserve_client.play.typed import HELP, Instruct, Line, Pause, Quit, Resum
         ("  \n", None),
         (" find the medkit \n", Instruct("find the medkit")),
         ("/none", Instruct("")),
+        ("/new", Begin()),
         ("/pause", Pause()),
         ("/resume", Resume()),
         ("/quit\n", Quit()),

@@ -149,6 +149,7 @@ def play_desktop(
             if player.process.poll() is not None:
                 raise ServerFault(f"playserve play ended with status {player.process.returncode}:\n{player.tail()}")
             if "begins" in event:
+                player.type("/new")
                 player.type(str(event["instruction"]))
             elif "episode" in event:
                 episodes.append(event)

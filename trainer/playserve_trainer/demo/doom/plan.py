@@ -192,7 +192,7 @@ _REASONS = {
     "frames": "30,000 frames a goal, the same for each goal: 180,000 in all take two cores 6 to 10 minutes",
     "epsilon": "a fifth of the frames is random and no target: a learner meets what its own mistakes lead to, and its "
     "past actions do not foretell the next ones",
-    "min_frames": "several episodes a recording: at a desktop one game follows another without a word",
+    "min_frames": "several short episodes a recording: fewer files to open",
     "size": "1.7 M parameters in 6.8 MB: what two cores train in under an hour, and what a package can carry",
     "history": "0.8 s in each of three layers: the tasks need no more, and longer clips cost attention",
     "past_actions": "not seen: with them the policy learnt to repeat itself (it fired for ever in basic and was worse "
