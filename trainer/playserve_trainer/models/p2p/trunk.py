@@ -57,8 +57,8 @@ class Conv3Trunk(nn.Module):
 
     They begin so that the token differs from frame to frame: the first one takes a mean brightness away and spreads
     what is left. With torch's own initial weights it hardly does (a deviation of 0.08 over the frames of a Doom
-    recording instead of 0.3 to 0.4), and training finds it easier to repeat past actions than to look: after 110 steps on
-    ViZDoom's basic the cross-entropy of keys that change was 0.51 so, and 0.15 and 0.31 from here (two draws).
+    recording instead of 0.3 to 0.4), and training finds it easier to repeat past actions than to look: after 110 steps
+    on ViZDoom's basic the cross-entropy of keys that change was 0.51 so, and 0.15 and 0.31 from here (two draws).
     """
 
     channels = 64
