@@ -64,7 +64,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--detach-window-s", type=float, help="sessions outlive their stream by (default 30)")
     add("--lockstep-patience-s", type=float, help="lockstep waits at most so long behind live (default 1)")
     add("--live-dispatch-ms", type=float, help="longest batch with lockstep rows while live sessions play (default 10)")
-    add("--inline-ms", type=float, help="batches that short skip the engine's thread on a CPU (default 0.5; 0: none)")
+    add("--inline-ms", type=float, help="batches that short skip the engine's thread on a CPU (default 4; 0: none)")
     add("--drain-grace-s", type=float, help="after SIGTERM sessions may play on for (default 30)")
     add("--poll-s", type=float, help="how often to look at the store (default 1)")
     add("--keep-versions", type=int, help="versions of a policy that stay loaded (default 4)")

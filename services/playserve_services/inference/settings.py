@@ -73,7 +73,7 @@ class ServeSettings(BaseSettings):
     """A lockstep step that has waited so long goes before live ones."""
     live_dispatch_ms: float = Field(10.0, gt=0)
     """While live sessions play, no batch that holds lockstep rows may be expected to take longer."""
-    inline_ms: float = Field(0.5, ge=0)
+    inline_ms: float = Field(4.0, ge=0)
     """On a CPU, batches expected to take no longer run on the event loop's thread: a hand-off would cost more."""
     drain_grace_s: float = Field(30.0, ge=0)
     """After SIGTERM, sessions may play on for so long."""
