@@ -1,7 +1,8 @@
 """What a recorder knows beside Open P2P's format: rewards, terminations and probes of each frame, and the episode.
 
 ``<uuid>/sidecar.npz`` holds one array [frames, ...] a name (readable by ``numpy.load(path, allow_pickle=False)``), and
-under "episode" the UTF-8 bytes of a JSON object: seed, scenario, goal, expert and whatever else. No learner reads it.
+under "episode" the UTF-8 bytes of a JSON object: seed, scenario, goal, expert and whatever else. Of all
+this a learner reads the column `first` alone: frames that begin an episode.
 """
 
 from __future__ import annotations
