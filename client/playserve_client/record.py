@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from playserve.errors import BadSettingError, DataLossError, ServerFault
+from playserve.files import write_json
 from playserve_client.envs.registry import load_factory
 from playserve_client.recordings import Episode, EpisodeMeta, episode_path, read_episode, write_episode
-from playserve_client.workers import leave_interrupts_to_the_parent, send, share_out, worker_processes
+from playserve_client.workers import send, share_out, worker_life, worker_processes
 
 __all__ = ["Job", "Progress", "Recorder", "Report", "record_episodes"]
 
@@ -146,10 +147,7 @@ def record_episodes(job: Job, progress: Progress = lambda _steps, _episodes: Non
     except KeyboardInterrupt:
         report.interrupted = True
     report.seconds = time.monotonic() - started
-    summary = folder / "summary.json"
-    temporary = summary.with_name(f".summary.json.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(report.to_json(job), indent=2) + "\n")
-    os.replace(temporary, summary)
+    write_json(folder / "summary.json", report.to_json(job))
     return report
 
 
@@ -237,27 +235,17 @@ def _handle(connection: Connection, seed: int, report: Report, progress: Progres
 
 def _work(connection: Connection, config: str) -> None:
     """Live in a worker process: record one seed after another until the parent closes the pipe."""
-    leave_interrupts_to_the_parent()
     options = json.loads(config)
     recorder: Recorder | None = None
-    try:
-        while True:
-            seed = json.loads(connection.recv_bytes())["seed"]
-            try:
-                if recorder is None:
-                    recorder = load_factory(options["recorder"])(**options["settings"])  # type: ignore[assignment]
-                assert recorder is not None  # noqa: S101
-                episode = recorder.record(seed, lambda steps: send(connection, {"steps": steps}))
-                meta = episode.meta
-                write_episode(episode_path(Path(options["out"]), meta.env, meta.game, seed), episode)
-            except (BrokenPipeError, ConnectionError):
-                raise
-            except Exception as error:  # noqa: BLE001 - whatever it is, the parent reports it
-                send(connection, {"error": f"{type(error).__name__}: {error}"})
-                return
+    with worker_life(connection) as jobs:
+        for job in jobs:
+            if recorder is None:
+                recorder = load_factory(options["recorder"])(**options["settings"])  # type: ignore[assignment]
+            assert recorder is not None  # noqa: S101
+            episode = recorder.record(job["seed"], lambda steps: send(connection, {"steps": steps}))
+            meta = episode.meta
+            write_episode(episode_path(Path(options["out"]), meta.env, meta.game, job["seed"]), episode)
             send(connection, {"meta": meta.to_json()})
-    except (EOFError, BrokenPipeError, ConnectionError):
-        return
 
 
 def _remove_leftovers(folder: Path) -> None:

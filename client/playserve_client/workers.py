@@ -9,13 +9,13 @@ import json
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
 from playserve.errors import ServerFault
 
-__all__ = ["Teller", "leave_interrupts_to_the_parent", "receive", "send", "share_out", "worker_processes"]
+__all__ = ["Teller", "dismiss", "receive", "send", "share_out", "worker_life", "worker_processes"]
 
 JobT = TypeVar("JobT")
 
@@ -127,9 +127,44 @@ def _interrupts_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def leave_interrupts_to_the_parent() -> None:
-    """Ignore SIGINT in a worker: a terminal sends it to the whole group, and the parent decides."""
+def dismiss(connections: Sequence[Connection], what: str) -> None:
+    """Let workers finish what they have begun, and wait until they have; `what` says what that is, for errors."""
+    for connection in connections:
+        send(connection, {})
+    for connection in connections:
+        receive(connection, what)
+
+
+class _ParentGoneError(Exception):
+    """Nobody is at the other end of the pipe."""
+
+
+@contextmanager
+def worker_life(connection: Connection) -> Iterator[Iterator[dict[str, Any]]]:
+    """Live in a worker: yield its jobs, which end when the parent dismisses it, and all of the block if that is gone.
+
+    An error that leaves the block is told to the parent. SIGINT is ignored: a terminal sends it to the whole group,
+    and the parent decides.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield _jobs(connection)
+    except (_ParentGoneError, ConnectionError):
+        return
+    except Exception as error:  # noqa: BLE001 - whatever it is, the parent reports it
+        with suppress(ConnectionError):
+            send(connection, {"error": f"{type(error).__name__}: {error}"})
+
+
+def _jobs(connection: Connection) -> Iterator[dict[str, Any]]:
+    while True:
+        try:
+            job = json.loads(connection.recv_bytes())
+        except (EOFError, ConnectionError):
+            raise _ParentGoneError from None
+        if not job:
+            return
+        yield job
 
 
 class Teller:

@@ -7,7 +7,7 @@ import pytest
 from echo_worker import work
 
 from playserve.errors import ServerFault
-from playserve_client.workers import receive, share_out, worker_processes
+from playserve_client.workers import dismiss, receive, send, share_out, worker_processes
 
 
 def run(numbers: list[int], workers: int) -> tuple[dict[int, int], dict[int, int]]:
@@ -36,7 +36,8 @@ def test_every_job_is_done_once_and_all_progress_is_told():
 
 
 @pytest.mark.parametrize(
-    ("number", "message"), [(13, r"a worker died doubling 13; the same command"), (7, r"failed doubling 7: seven")]
+    ("number", "message"),
+    [(13, r"a worker died doubling 13; the same command"), (7, r"failed doubling 7: ValueError: seven")],
 )
 def test_a_worker_that_is_lost_names_its_job(number: int, message: str):
     with pytest.raises(ServerFault, match=message):
@@ -55,3 +56,12 @@ def test_no_more_jobs_are_given_out_than_are_wanted():
         share_out(connections, next_job, lambda number: {"number": number}, lambda c, _: "answer" in receive(c, "x"))
     assert seen[0] == 0
     assert 1 in seen  # asked again while the first was busy
+
+
+def test_who_is_dismissed_finishes_and_says_so():
+    with worker_processes(work, {"factor": 2}, 2, name="echo", patience_s=20) as connections:
+        send(connections[0], {"number": 1})
+        assert receive(connections[0], "doubling")["progress"] == 1
+        assert receive(connections[0], "doubling")["answer"] == 2
+        dismiss(connections, "leaving")
+    assert not multiprocessing.active_children()

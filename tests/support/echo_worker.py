@@ -4,24 +4,21 @@ import json
 import os
 from multiprocessing.connection import Connection
 
-from playserve_client.workers import Teller, leave_interrupts_to_the_parent, send
+from playserve_client.workers import Teller, send, worker_life
 
 
 def work(connection: Connection, config: str) -> None:
-    leave_interrupts_to_the_parent()
     factor = json.loads(config)["factor"]
-    try:
-        while True:
-            number = json.loads(connection.recv_bytes())["number"]
+    with worker_life(connection) as jobs:
+        for job in jobs:
+            number = job["number"]
             if number == 13:
                 os._exit(1)
             if number == 7:
-                send(connection, {"error": "seven"})
-                return
+                raise ValueError("seven")
             tell = Teller(connection, every=4)
             for _ in range(number):
                 tell(1)
             tell.flush()
             send(connection, {"answer": number * factor})
-    except (EOFError, ConnectionError):
-        return
+        send(connection, {"closed": True})

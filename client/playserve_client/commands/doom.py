@@ -31,8 +31,9 @@ def run(args: argparse.Namespace) -> int:
     import vizdoom  # noqa: F401 - brings the missing-extra hint before anything is done
 
     from playserve.errors import BadSettingError
+    from playserve.files import write_json
     from playserve_client.doom.scenarios import scenario_of
-    from playserve_client.doom.window import DoomWindow, baseline_scores, play_window, write_result
+    from playserve_client.doom.window import DoomWindow, baseline_scores, play_window
 
     if args.episodes < 1 or args.max_frames < 1:
         raise BadSettingError(f"episodes and max-frames are at least 1, not {args.episodes} and {args.max_frames}")
@@ -47,7 +48,8 @@ def run(args: argparse.Namespace) -> int:
     finally:
         window.close()
     if args.out is not None:
-        write_result(args.out, value)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(args.out, value)
     low_high = value["interval"]
     shown = f" [{low_high[0]:.2f}, {low_high[1]:.2f}]" if low_high else ""
     print(f"mean score of {args.episodes}: {value['mean']:.2f}{shown}")

@@ -7,8 +7,6 @@ it has, so that the same command goes on where it stopped.
 from __future__ import annotations
 
 import datetime
-import json
-import os
 import shutil
 import statistics
 import time
@@ -19,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from playserve.errors import BadSettingError, DataLossError
+from playserve.files import write_json
 from playserve_client.doom.experts import EXPERT_VERSION
 from playserve_client.doom.recorder import DoomRecorder, DoomSettings
 from playserve_client.p2p.recording import list_recordings
 from playserve_client.p2p.sidecar import read_sidecar
 from playserve_client.p2p.writer import PART_SUFFIX
-from playserve_client.workers import Teller, leave_interrupts_to_the_parent, receive, send, share_out, worker_processes
+from playserve_client.workers import Teller, receive, send, share_out, worker_life, worker_processes
 
 __all__ = ["DoomJob", "DoomReport", "GoalReport", "record_doom"]
 
@@ -167,9 +166,7 @@ def record_doom(job: DoomJob, progress: Progress = lambda _frames, _recordings: 
     except KeyboardInterrupt:
         report.interrupted = True
     report.seconds = time.monotonic() - started
-    temporary = job.out / f".summary.json.{os.getpid()}.tmp"
-    temporary.write_text(json.dumps(report.to_json(job), indent=2) + "\n")
-    os.replace(temporary, job.out / "summary.json")
+    write_json(job.out / "summary.json", report.to_json(job))
     return report
 
 
@@ -256,28 +253,18 @@ def _wants_more(job: DoomJob, goal: GoalReport) -> bool:
 
 def _work(connection: Connection, _config: str) -> None:
     """Live in a worker process: write one recording after another until the parent closes the pipe."""
-    leave_interrupts_to_the_parent()
     recorder: DoomRecorder | None = None
     try:
-        while True:
-            task = json.loads(connection.recv_bytes())
-            settings = DoomSettings(**task["settings"])
-            try:
-                if recorder is None or recorder.settings != settings:
+        with worker_life(connection) as jobs:
+            for job in jobs:
+                if recorder is None or recorder.settings != DoomSettings(**job["settings"]):
                     if recorder is not None:
                         recorder.close()
-                    recorder = DoomRecorder(**task["settings"])
-                teller = Teller(connection, every=200)
-                summary = recorder.record(int(task["index"]), Path(task["folder"]), teller)
-                teller.flush()
-            except (BrokenPipeError, ConnectionError):
-                raise
-            except Exception as error:  # noqa: BLE001 - whatever it is, the parent reports it
-                send(connection, {"error": f"{type(error).__name__}: {error}"})
-                return
-            send(connection, {"summary": summary})
-    except (EOFError, BrokenPipeError, ConnectionError):
-        return
+                    recorder = DoomRecorder(**job["settings"])
+                tell = Teller(connection, every=200)
+                summary = recorder.record(int(job["index"]), Path(job["folder"]), tell)
+                tell.flush()
+                send(connection, {"summary": summary})
     finally:
         if recorder is not None:
             recorder.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from playserve_client.doom.maps import EVALUATION_SEED
 from playserve_client.doom.scenarios import TICS_PER_FRAME, scenario_of
 from playserve_client.evaluate.statistics import bootstrap_mean, bootstrap_normalised
 
-__all__ = ["DoomWindow", "baseline_scores", "play_window", "write_result"]
+__all__ = ["DoomWindow", "baseline_scores", "play_window"]
 
 _ARMOR = PROBES.index("ARMOR")
 
@@ -140,11 +139,3 @@ def baseline_scores(path: Path, scenario: str, goal: str) -> dict[str, list[floa
         if not values:
             raise BadSettingError(f"{path} has no finished episode of {kind}")
     return scores
-
-
-def write_result(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(temporary, path)

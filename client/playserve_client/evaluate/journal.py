@@ -19,11 +19,12 @@ import numpy as np
 
 from playserve.actions import Action
 from playserve.errors import BadSettingError, DataLossError
+from playserve.files import replacing, write_json
 from playserve_client.evaluate.actions import unpack_actions
 from playserve_client.evaluate.driver import Finished
 from playserve_client.evaluate.plan import Assignment, Settings
 
-__all__ = ["FORMAT_VERSION", "Journal", "Result", "differences", "write_json"]
+__all__ = ["FORMAT_VERSION", "Journal", "Result", "differences"]
 
 FORMAT_VERSION = 1
 _SETTINGS, _EPISODES, _LOCK, _KNOWLEDGE = "settings.json", "episodes.jsonl", ".lock", "knowledge.json"
@@ -141,7 +142,8 @@ class Journal:
                 self._head = head
                 write_json(self.out / _SETTINGS, head)
             if knowledge:
-                _write(self.out / _KNOWLEDGE, knowledge)
+                with replacing(self.out / _KNOWLEDGE) as temporary:
+                    temporary.write_bytes(knowledge)
             self._file = open(self.out / _EPISODES, "ab")  # noqa: SIM115 - closed below
             try:
                 self._end_line(self._file)
@@ -244,17 +246,6 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         name = key if not prefix or prefix == "settings" else f"{prefix}.{key}"
         flat.update(_flat(item, name) if isinstance(item, Mapping) else {name: item})
     return flat
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file, atomically."""
-    _write(path, (json.dumps(value, indent=2) + "\n").encode())
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
 
 
 @contextmanager

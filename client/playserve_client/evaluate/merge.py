@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from playserve.errors import BadSettingError
-from playserve_client.evaluate.journal import Journal, Result, differences, write_json
+from playserve.files import write_json
+from playserve_client.evaluate.journal import Journal, Result, differences
 from playserve_client.evaluate.plan import Settings, Shard
 from playserve_client.evaluate.report import build_report
 
@@ -68,7 +69,7 @@ def merge_runs(folders: Sequence[Path], out: Path, *, partial: bool = False) -> 
         },
         whole.env.rules.recorded(merged.knowledge) if merged.knowledge is not None else (),
     )
-    write_json(out / "results.json", report)
+    write_json(out / "results.json", report, allow_nan=True)
     return report
 
 

@@ -10,13 +10,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from playserve.files import write_json
 from playserve.settings import MouseDecode, Sampling, SamplingMode
 from playserve.specs import Codec, PolicySpec
 from playserve_client.channels import Tls
 from playserve_client.client import PolicyClient
 from playserve_client.evaluate.driver import Callbacks, Driver, PhaseReport, Tags
 from playserve_client.evaluate.families.base import AGENTS, Recordings
-from playserve_client.evaluate.journal import Journal, Result, write_json
+from playserve_client.evaluate.journal import Journal, Result
 from playserve_client.evaluate.plan import Assignment, Settings
 from playserve_client.evaluate.pool import WorkerPool
 from playserve_client.evaluate.progress import ProgressView, show_progress
@@ -101,7 +102,7 @@ def evaluate(settings: Settings, options: RunOptions) -> dict[str, Any]:
         finally:
             report = _report(settings, options, journal, state, time.monotonic() - started)
             report["failed"] = failed
-            write_json(options.out / "results.json", report)
+            write_json(options.out / "results.json", report, allow_nan=True)
     return report
 
 

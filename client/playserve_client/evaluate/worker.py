@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import signal
 import sys
 import time
@@ -23,6 +22,7 @@ import numpy as np
 
 from playserve.actions import Action, DesktopAction
 from playserve.errors import PlayserveError
+from playserve.files import replacing
 from playserve_client.envs.registry import make_env
 from playserve_client.evaluate import messages
 from playserve_client.evaluate.actions import pack_actions, packed_bytes
@@ -232,7 +232,5 @@ def _facts(info: Mapping[str, Any]) -> dict[str, Any]:
 def _write_actions(path: Path, actions: Mapping[str, Any], rewards: Any) -> None:
     """Write the episode's actions, atomically: with the seed they are the episode."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        np.savez_compressed(file, **actions, reward=rewards)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        np.savez_compressed(temporary, **actions, reward=rewards)

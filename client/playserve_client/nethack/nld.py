@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -14,18 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from playserve.errors import BadSettingError, DataLossError, NotFoundError
+from playserve.files import write_json
 from playserve_client.nethack.nld_layouts import Found, NldGame, find_games
 from playserve_client.nethack.shard_writer import ShardWriter, recover_shards
 from playserve_client.nethack.tty_dataset import TtyDataset
 from playserve_client.nethack.ttyrec_import import FrameDecoder, import_game
-from playserve_client.workers import (
-    Teller,
-    leave_interrupts_to_the_parent,
-    receive,
-    send,
-    share_out,
-    worker_processes,
-)
+from playserve_client.workers import Teller, dismiss, receive, send, share_out, worker_life, worker_processes
 
 __all__ = ["ImportReport", "import_nld"]
 
@@ -141,9 +134,7 @@ def import_nld(
     except KeyboardInterrupt:
         report.interrupted = True
     report.seconds = time.monotonic() - began
-    temporary = out / f".import.{os.getpid()}.tmp"
-    temporary.write_text(json.dumps(report.to_json(), indent=2) + "\n")
-    temporary.replace(out / "import.json")
+    write_json(out / "import.json", report.to_json())
     return report
 
 
@@ -203,25 +194,21 @@ def _run_workers(
     config = {"out": str(out), "provenance": dict(provenance)}
     with worker_processes(_work, config, workers, name="import", patience_s=_PATIENCE_S) as connections:
         share_out(connections, lambda _busy: queue.next(), NldGame.to_json, take)
-        for connection in connections:  # they finish their shards
-            send(connection, {})
-        for connection in connections:
-            receive(connection, "finishing its shard")
+        dismiss(connections, "finishing its shard")
 
 
 def _work(connection: Connection, config: str) -> None:
     """Live in a worker process: import one game after another until the parent says so, or is gone."""
-    leave_interrupts_to_the_parent()
     options = json.loads(config)
-    try:
+    with worker_life(connection) as jobs:
         with (
             FrameDecoder() as decoder,
             ShardWriter(Path(options["out"]), provenance=options["provenance"]) as writer,
         ):
-            while value := json.loads(connection.recv_bytes()):
-                game, tell = NldGame.from_json(value), Teller(connection)
+            for job in jobs:
+                tell = Teller(connection)
                 try:
-                    result = import_game(game, writer, decoder, tell)
+                    result = import_game(NldGame.from_json(job), writer, decoder, tell)
                 except DataLossError as error:
                     answer: dict[str, Any] = {"damaged": str(error)}
                 else:
@@ -229,7 +216,3 @@ def _work(connection: Connection, config: str) -> None:
                 tell.flush()
                 send(connection, answer)
         send(connection, {"closed": True})
-    except (EOFError, BrokenPipeError, ConnectionError):
-        return
-    except Exception as error:  # noqa: BLE001 - whatever it is, the parent reports it
-        send(connection, {"error": f"{type(error).__name__}: {error}"})

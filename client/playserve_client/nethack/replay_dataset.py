@@ -6,7 +6,6 @@ Each worker reads the file itself and writes its own shards.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -17,17 +16,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from playserve.errors import BadSettingError, DataLossError, NotFoundError
+from playserve.files import write_json
 from playserve_client.nethack.games import GameRecord, read_games
 from playserve_client.nethack.replay import Replayer, ReplayMismatchError
 from playserve_client.nethack.shards import GameMeta, ShardWriter, TtyDataset, recover_shards
-from playserve_client.workers import (
-    Teller,
-    leave_interrupts_to_the_parent,
-    receive,
-    send,
-    share_out,
-    worker_processes,
-)
+from playserve_client.workers import Teller, dismiss, receive, send, share_out, worker_life, worker_processes
 
 __all__ = ["SOURCE", "TTYREC_FOLDER", "ReplayReport", "ReplaySettings", "replay_dataset"]
 
@@ -148,9 +141,7 @@ def replay_dataset(
     except KeyboardInterrupt:
         report.interrupted = True
     report.seconds = time.monotonic() - began
-    temporary = out / f".replay.{os.getpid()}.tmp"
-    temporary.write_text(json.dumps(report.to_json(), indent=2) + "\n")
-    temporary.replace(out / "replay.json")
+    write_json(out / "replay.json", report.to_json())
     return report
 
 
@@ -302,21 +293,17 @@ def _run_workers(job: _Job, rows: list[int], report: ReplayReport, progress: Pro
     config = {"file": str(job.file), "out": str(job.out), "settings": asdict(job.settings)}
     with worker_processes(_work, config, workers, name="replay", patience_s=_PATIENCE_S) as connections:
         share_out(connections, lambda _busy: todo.popleft() if todo else None, lambda row: {"row": row}, take)
-        for connection in connections:  # they finish their shards
-            send(connection, {})
-        for connection in connections:
-            receive(connection, "finishing its shard")
+        dismiss(connections, "finishing its shard")
 
 
 def _work(connection: Connection, config: str) -> None:
     """Live in a worker process: replay one game after another until the parent says so, or is gone."""
-    leave_interrupts_to_the_parent()
     options = json.loads(config)
-    try:
+    with worker_life(connection) as jobs:
         file = Path(options["file"])
         job = _Job(file, Path(options["out"]), ReplaySettings(**options["settings"]), read_games(file))
         with _GameWriter(job) as writer:
-            while message := json.loads(connection.recv_bytes()):
+            for message in jobs:
                 answer: dict[str, Any] = {"mismatch": None, "searched": False}
                 tell = Teller(connection)
                 try:
@@ -326,7 +313,3 @@ def _work(connection: Connection, config: str) -> None:
                 tell.flush()
                 send(connection, answer)
         send(connection, {"closed": True})
-    except (EOFError, BrokenPipeError, ConnectionError):
-        return
-    except Exception as error:  # noqa: BLE001 - whatever it is, the parent reports it
-        send(connection, {"error": f"{type(error).__name__}: {error}"})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -28,7 +27,7 @@ from playserve_client.p2p.sidecar import read_sidecar
 from playserve_client.p2p.statistics import ActionTally, tally
 from playserve_client.p2p.video import VideoReader
 from playserve_client.p2p.writer import PART_SUFFIX
-from playserve_client.workers import leave_interrupts_to_the_parent, receive, send, share_out, worker_processes
+from playserve_client.workers import receive, send, share_out, worker_life, worker_processes
 
 __all__ = ["DatasetReport", "RecordingReport", "check_dataset", "check_recording"]
 
@@ -320,10 +319,8 @@ def _check_sidecar(folder: Path, recording: Recording, report: RecordingReport) 
 
 
 def _work(connection: Connection, config: str) -> None:
-    leave_interrupts_to_the_parent()
     settings = json.loads(config)
     root = Path(settings["root"])
-    with suppress(EOFError, ConnectionError):  # the parent is gone, or done with us
-        while True:
-            path = Path(json.loads(connection.recv_bytes())["path"])
-            send(connection, check_recording(path, root, decode=settings["decode"]).to_json())
+    with worker_life(connection) as jobs:
+        for job in jobs:
+            send(connection, check_recording(Path(job["path"]), root, decode=settings["decode"]).to_json())

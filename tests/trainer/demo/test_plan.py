@@ -16,7 +16,7 @@ def test_every_command_is_one_that_playserve_takes(plan: DemoPlan) -> None:
         play = parser.parse_args(list(playing(plan, game, OUT, "127.0.0.1:1234").command))
         assert (play.server, play.episodes) == ("127.0.0.1:1234", game.episodes)
         if game.carried:
-            publish = parser.parse_args(list(publishing(game, Path("folder"), OUT).command))
+            publish = parser.parse_args(list(publishing(game.game, Path("folder"), OUT).command))
             assert (publish.policy, publish.store, publish.directory) == ("doom", "runs/demo/store", "folder")
             continue
         record = parser.parse_args(list(recording(plan, game, OUT).command))

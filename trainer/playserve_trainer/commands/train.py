@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from playserve.errors import BadSettingError, DataLossError, StateError
+from playserve.files import write_json
 from playserve_trainer.recipes import Recipe, atari, nethack, p2p
 from playserve_trainer.train.config import OPTIMIZERS, PARALLEL, PRECISIONS, SCHEDULES, TrainConfig
 
@@ -201,7 +202,7 @@ def _train_in(group: Group, recipe: Recipe, config: TrainConfig, args: argparse.
         if args.resume:
             trainer.resume()
         if group.is_main:
-            finish.write_json(out / _CONFIG_NAME, config.to_json())
+            write_json(out / _CONFIG_NAME, config.to_json())
         finished = trainer.run()
     manifest, published = None, None
     if finished:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import threading
-import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from playserve.errors import PlayserveError
+from playserve.files import replacing, write_json
 from playserve_client.p2p.video import VideoReader
 from playserve_trainer.data.p2p import Recordings
 
@@ -131,18 +131,12 @@ def cache_frames(
     shape = (total, size, size, 3)
     if not (notes.exists() and path.exists() and path.stat().st_size == cache_bytes(recordings)):
         cache.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        try:
+        with replacing(path) as part:
             frames_NSS3 = np.memmap(part, np.uint8, "w+", shape=shape)
             broken = _decode_all(recordings, frames_NSS3, workers, progress)
             frames_NSS3.flush()
             del frames_NSS3
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-        temporary = notes.with_name(f".{notes.name}.{uuid.uuid4().hex}")
-        temporary.write_text(json.dumps(broken))
-        temporary.replace(notes)
+        write_json(notes, broken)
     broken = {int(recording): str(error) for recording, error in json.loads(notes.read_text()).items()}
     return CachedFrames(recordings, np.memmap(path, np.uint8, "r", shape=shape)), broken
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import uuid
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from playserve.files import replacing
 from playserve_trainer.data.p2p import Recordings, default_cache
 from playserve_trainer.models.p2p import P2PPolicy
 
@@ -44,7 +44,6 @@ def embed_texts(recordings: Recordings, policy: P2PPolicy, cache: str | Path = "
         for text in missing:
             found[text] = policy.embed_instruction(text).float().cpu().numpy()
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{uuid.uuid4().hex}.npz")
-        np.savez(part, texts=np.array(list(found)), vectors=np.stack(list(found.values())))
-        part.replace(path)
+        with replacing(path) as part:
+            np.savez(part, texts=np.array(list(found)), vectors=np.stack(list(found.values())))
     return {text: np.ascontiguousarray(found[text], np.float32) for text in recordings.texts}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from playserve.errors import BadSettingError, DataLossError
+from playserve.files import write_json
 
 __all__ = ["FORMAT_VERSION", "LOG_NAME", "DemoLog", "describe_machine", "now"]
 
@@ -125,9 +126,7 @@ class DemoLog:
 
     def save(self) -> None:
         """Write the file, atomically."""
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        temporary.write_text(json.dumps(self.value, indent=2, allow_nan=False) + "\n")
-        temporary.replace(self.path)
+        write_json(self.path, self.value)
 
 
 def describe_machine() -> dict[str, Any]:

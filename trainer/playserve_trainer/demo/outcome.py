@@ -164,6 +164,16 @@ def _best_recording(results: Mapping[str, Any], rollout: Path) -> Path | None:
     return rollout / max(recordings, key=lambda item: item["score"])["path"] if recordings else None
 
 
+def is_begun(folder: Path) -> bool:
+    """Return whether a training in `folder` left a state that it goes on from."""
+    return (folder / "state.safetensors").exists()
+
+
+def is_published(folder: Path) -> bool:
+    """Return whether the policy's `folder` in the store has its first version."""
+    return (folder / "1" / "manifest.json").exists()
+
+
 def is_trained(folder: Path, store: Path) -> bool:
     """Return whether the training in `folder` reached its end and its checkpoint is in the store."""
     summary = _read_or_none(folder / "summary.json")

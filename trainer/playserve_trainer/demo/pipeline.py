@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 
-from playserve.errors import ServerFault
+from playserve.files import write_text
 from playserve_trainer.demo.carried import carried_checkpoint
 from playserve_trainer.demo.folder import clear_folder, locked_folder
 from playserve_trainer.demo.log import DemoLog, now
-from playserve_trainer.demo.outcome import GameOutcome, is_played, is_trained, read_outcomes
+from playserve_trainer.demo.outcome import GameOutcome, is_begun, is_played, is_published, is_trained, read_outcomes
 from playserve_trainer.demo.page import render_page
 from playserve_trainer.demo.plan import DemoPlan, GamePlan
-from playserve_trainer.demo.processes import run_command, serve, shown
 from playserve_trainer.demo.recorded import is_recorded
-from playserve_trainer.demo.steps import Step, playing, publishing, recording, serving, training
-from playserve_trainer.demo.table import clock, print_outcomes, print_times
+from playserve_trainer.demo.stages import Stages
+from playserve_trainer.demo.steps import playing, publishing, recording, serving, training
+from playserve_trainer.demo.table import print_outcomes, print_times
 
 __all__ = ["PAGE_NAME", "run_demo"]
 
@@ -29,7 +27,6 @@ PAGE_NAME = "index.html"
 _PARTS = ("data", "train", "store", "rollout", "films", "logs")
 # Beyond the evaluator's own seeds, so that the film shows no episode of the table.
 _FILM_SEED, _FILM_S = 1_900_000, 20.0
-_STATE_NAME = "state.safetensors"
 
 
 def run_demo(plan: DemoPlan, out: Path, console: Console, *, fresh: bool = False) -> int:
@@ -56,29 +53,28 @@ def run_demo(plan: DemoPlan, out: Path, console: Console, *, fresh: bool = False
 
 
 class _Demo:
-    """The stages of one folder."""
+    """What is done in one folder."""
 
     def __init__(self, plan: DemoPlan, out: Path, console: Console, log: DemoLog) -> None:
-        self._plan, self._out, self._console, self._log = plan, out, console, log
-        self._total, self._number = sum(2 if game.carried else 3 for game in plan.games), 0
-        self._started = time.monotonic()
+        self._plan, self._out = plan, out
+        self._stages = Stages(out, console, log, total=sum(2 if game.carried else 3 for game in plan.games))
 
     def run(self) -> None:
         """Record, train and play each game."""
-        plan, out = self._plan, self._out
+        plan, out, run = self._plan, self._out, self._stages.run
         made = [game for game in plan.games if not game.carried]
         for game in made:
             step = recording(plan, game, out)
-            self._stage(step, done=is_recorded(game, step.out))
+            run(step, done=is_recorded(game, step.out))
         for game in made:
             step = training(game, out)
-            resume = ("--resume",) if (step.out / _STATE_NAME).exists() else ()
-            self._stage(step, done=is_trained(step.out, out / "store"), more=resume)
+            resume = ("--resume",) if is_begun(step.out) else ()
+            run(step, done=is_trained(step.out, out / "store"), more=resume)
         for game in plan.games:
             checkpoint = carried_checkpoint(game.carried) if game.carried else None
             if checkpoint is not None:
-                step = publishing(game, checkpoint, out)
-                self._stage(step, done=(step.out / "1" / "manifest.json").exists())
+                step = publishing(game.game, checkpoint, out)
+                run(step, done=is_published(step.out))
         self._play()
 
     def _play(self) -> None:
@@ -87,46 +83,20 @@ class _Demo:
         films = [game for game in plan.games if game.carried and not _is_filmed(game, out)]
         if all(is_played(step.out) for step in steps) and not films:
             for step in steps:
-                self._stage(step, done=True)
+                self._stages.run(step, done=True)
             return
-        command = serving(out)
-        self._console.print(f"\n[bold]Serve[/bold] what was published\n$ {escape(shown(command))}")
-        with ExitStack() as stack:
-            with self._log.stage("serve", "Start the policy server", ["playserve", *command]):
-                address = stack.enter_context(serve(command, out / "logs" / "serve.log"))
-            self._console.print(f"ready at {address}")
+        with self._stages.server(serving(out)) as address:
             for game in plan.games:
                 step = playing(plan, game, out, address)
-                self._stage(step, done=is_played(step.out))
+                self._stages.run(step, done=is_played(step.out))
             for game in films:
                 self._film(game, address)
 
     def _film(self, game: GamePlan, address: str) -> None:
         from playserve_trainer.demo.doom.film import make_film
 
-        self._console.print(f"\n[bold]Film {game.title}[/bold] in real time")
-        with self._log.stage(f"film-{game.game}", f"Film {game.title} in real time", []):
+        with self._stages.within(f"film-{game.game}", f"Film {game.title} in real time"):
             make_film(address, game.scenario, game.scenario_goal, self._out, seconds=_FILM_S, seed=_FILM_SEED, tries=1)
-
-    def _stage(self, step: Step, *, done: bool, more: Sequence[str] = ()) -> None:
-        """Run one command, unless its files are whole already."""
-        self._number += 1
-        since = clock(time.monotonic() - self._started)
-        about = f", about {clock(step.expected_s)}" if step.expected_s and not done else ""
-        self._console.print(
-            f"\n[bold]{self._number}/{self._total} {escape(step.title)}[/bold] ({since} since the start{about})"
-        )
-        command = (*step.command, *more)
-        if done:
-            self._console.print("finished by an earlier demo in this folder: kept")
-            return
-        with self._log.stage(step.name, step.title, ["playserve", *command]):
-            self._console.print(f"$ {escape(shown(command))}")
-            status = run_command(command)
-            if status:
-                raise ServerFault(
-                    f"stage {step.name} ended with status {status}; what is finished is kept in {self._out}"
-                )
 
 
 def _conclude(outcomes: Sequence[GameOutcome], out: Path, console: Console, log: DemoLog) -> int:
@@ -138,9 +108,7 @@ def _conclude(outcomes: Sequence[GameOutcome], out: Path, console: Console, log:
         "finished_at": now(), "outcomes": verdicts, "goals_met": None if not _judged(verdicts) else not missed,
         "stage_seconds": log.seconds(), "total_seconds": log.total_s(), "page": PAGE_NAME,
     })  # fmt: skip
-    temporary = page.with_name(f".{page.name}.tmp")
-    temporary.write_text(render_page(outcomes, log.value), encoding="utf-8")
-    temporary.replace(page)
+    write_text(page, render_page(outcomes, log.value))
     console.print()
     print_outcomes(outcomes, console)
     print_times(log, console)

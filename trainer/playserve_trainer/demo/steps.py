@@ -71,16 +71,16 @@ def training(game: GamePlan, out: Path) -> Step:
     )
 
 
-def publishing(game: GamePlan, checkpoint: Path, out: Path) -> Step:
+def publishing(name: str, checkpoint: Path, out: Path) -> Step:
     """Return the step that publishes a checkpoint that is there already."""
-    command = ("checkpoints", "publish", "--store", f"{out / 'store'}", game.game, f"{checkpoint}")
-    title = f"Publish the {game.title} checkpoint that this package carries"
-    return Step(name=f"publish-{game.game}", title=title, command=command, out=out / "store" / game.game)
+    command = ("checkpoints", "publish", "--store", f"{out / 'store'}", name, f"{checkpoint}")
+    title = f"Publish the {name} checkpoint that this package carries"
+    return Step(name=f"publish-{name}", title=title, command=command, out=out / "store" / name)
 
 
-def serving(out: Path) -> tuple[str, ...]:
+def serving(out: Path, *flags: str) -> tuple[str, ...]:
     """Return the arguments of ``playserve`` that serve the demo's store on any free port."""
-    return ("serve", "--store", f"{out / 'store'}", "--port", "0")
+    return ("serve", "--store", f"{out / 'store'}", "--port", "0", *flags)
 
 
 def playing(plan: DemoPlan, game: GamePlan, out: Path, server: str) -> Step:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import subprocess
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from playserve.files import write_json
 from playserve_trainer import checkpoint
 from playserve_trainer.checkpoint import Manifest
 from playserve_trainer.flops import CONVENTION
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from playserve_trainer.data.episodes import DataReport
     from playserve_trainer.recipes import Baseline
 
-__all__ = ["CHECKPOINT_NAME", "SUMMARY_NAME", "code_version", "publish", "write_checkpoint", "write_json",
+__all__ = ["CHECKPOINT_NAME", "SUMMARY_NAME", "code_version", "publish", "write_checkpoint",
            "write_summary"]  # fmt: skip
 
 CHECKPOINT_NAME = "checkpoint"
@@ -116,10 +116,3 @@ def write_summary(
 def publish(store: str, name: str, directory: Path) -> dict[str, str]:
     """Publish a checkpoint to a store; return where it went."""
     return {"store": store, "name": name, "version": CheckpointStore(store).publish(name, directory)}
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file atomically."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
-    temporary.replace(path)

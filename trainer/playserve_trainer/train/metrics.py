@@ -12,6 +12,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
+from playserve.files import write_text
 from playserve_trainer.data.batches import IGNORED_LABEL
 from playserve_trainer.train.parallel import Group
 
@@ -69,9 +70,7 @@ class MetricsLog:
 
     def __init__(self, path: Path, resume_at: int | None = None) -> None:
         kept = _lines_until(path, resume_at) if resume_at is not None and path.exists() else []
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text("".join(kept))
-        temporary.replace(path)
+        write_text(path, "".join(kept))
         self._file: IO[str] = path.open("a")
 
     def write(self, **values: Any) -> None:

@@ -6,7 +6,7 @@ import pytest
 from playserve.cli import build_parser
 from playserve_trainer.demo.doom.desktop import play_command
 from playserve_trainer.demo.doom.plan import DEMO_PLAN, FULL_PLAN, PLANS, DoomPlan
-from playserve_trainer.demo.doom.steps import playing, publishing, recording, serving, training
+from playserve_trainer.demo.doom.steps import playing, recording, training
 
 OUT = Path("runs/doom")
 
@@ -24,8 +24,6 @@ def test_every_command_is_one_that_playserve_takes(plan: DoomPlan) -> None:
         play = parser.parse_args(list(playing(plan, rollout, OUT, "127.0.0.1:1234").command))
         assert (play.scenario, play.goal, play.text) == (rollout.scenario, rollout.goal, rollout.text)
         assert play.no_baselines == (rollout.baseline_episodes == 0)
-    assert parser.parse_args(list(serving(OUT))).store == "runs/doom/store"
-    assert parser.parse_args(list(publishing(Path("x"), OUT / "store").command)).policy == "doom"
     assert parser.parse_args(list(play_command("127.0.0.1:1", OUT / "play.json"))).window == "vizdoom"
     assert json.loads(json.dumps(plan.to_json())) == plan.to_json()
 

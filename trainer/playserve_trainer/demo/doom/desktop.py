@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from playserve.errors import NotReadyError, ServerFault
+from playserve.files import write_json
 from playserve_trainer.demo.doom.plan import POLICY, DoomPlan, first_goal
 from playserve_trainer.demo.files import read_json
 from playserve_trainer.demo.processes import before_exec, playserve_argv, stop_process
@@ -166,9 +167,7 @@ def play_desktop(
         "episodes": episodes,
         "play": read_json(report),
     }
-    temporary = folder / f".{RESULTS_NAME}.tmp"
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    temporary.replace(folder / RESULTS_NAME)
+    write_json(folder / RESULTS_NAME, value)
     return value
 
 

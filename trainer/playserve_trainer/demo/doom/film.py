@@ -12,6 +12,7 @@ from typing import Any
 
 from playserve.actions import DesktopAction
 from playserve.errors import ShapeMismatchError
+from playserve.files import replacing
 from playserve.settings import Pace
 from playserve_trainer.demo.doom.panel import HEIGHT, WIDTH, Moment, Panel
 from playserve_trainer.demo.doom.plan import POLICY
@@ -125,8 +126,7 @@ def _counters(env: Any) -> str:
 def _write(path: Path, moments: list[Moment]) -> None:
     from playserve_client.p2p.video import VideoSettings, VideoWriter
 
-    panel, part = Panel(), path.with_name(f".{path.stem}.part.mp4")
-    with VideoWriter(part, WIDTH, HEIGHT, _RATE_HZ, VideoSettings(crf=_CRF, preset="veryfast")) as writer:
+    panel, settings = Panel(), VideoSettings(crf=_CRF, preset="veryfast")
+    with replacing(path) as part, VideoWriter(part, WIDTH, HEIGHT, _RATE_HZ, settings) as writer:
         for moment in moments:
             writer.write(panel.draw(moment))
-    part.replace(path)

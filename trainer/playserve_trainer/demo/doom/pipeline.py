@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 
-from playserve.errors import DataLossError, NotFoundError, ServerFault
+from playserve.errors import DataLossError, NotFoundError
+from playserve.files import write_json, write_text
 from playserve_trainer.demo.carried import carried_checkpoint
 from playserve_trainer.demo.doom.desktop import RESULTS_NAME, desktop_folder, missing_for_desktop, play_desktop
 from playserve_trainer.demo.doom.film import film_paths, make_film
@@ -20,20 +18,19 @@ from playserve_trainer.demo.doom.page import render_page
 from playserve_trainer.demo.doom.plan import POLICY, DoomPlan
 from playserve_trainer.demo.doom.report import markdown, print_results
 from playserve_trainer.demo.doom.results import read_results
-from playserve_trainer.demo.doom.steps import playing, publishing, recording, serving, training
+from playserve_trainer.demo.doom.steps import playing, recording, training
 from playserve_trainer.demo.files import read_json
 from playserve_trainer.demo.folder import clear_folder, locked_folder
 from playserve_trainer.demo.log import DemoLog, now
-from playserve_trainer.demo.outcome import is_played, is_trained
-from playserve_trainer.demo.processes import run_command, serve, shown
-from playserve_trainer.demo.steps import Step
-from playserve_trainer.demo.table import clock, print_times
+from playserve_trainer.demo.outcome import is_begun, is_played, is_published, is_trained
+from playserve_trainer.demo.stages import Stages
+from playserve_trainer.demo.steps import publishing, serving
+from playserve_trainer.demo.table import print_times
 
 __all__ = ["PAGE_NAME", "REPORT_NAME", "RESULTS_FILE", "run_doom"]
 
 PAGE_NAME, REPORT_NAME, RESULTS_FILE = "index.html", "report.md", "results.json"
 _PARTS = ("data", "train", "store", "rollout", "desktop", "films", "logs")
-_STATE_NAME = "state.safetensors"
 # Threads that wait sleep: beside other work, spinning ones leave a third of the training speed.
 _VARIABLES = {"OMP_WAIT_POLICY": "passive"}
 # Of the films: beyond the evaluator's own seeds, so that no film shows an episode of a table.
@@ -68,60 +65,58 @@ def run_doom(
 
 
 class _Recipe:
-    """The stages of one folder."""
+    """What is done in one folder."""
 
     def __init__(self, plan: DoomPlan, out: Path, console: Console, log: DemoLog, checkpoint: Path | None) -> None:
-        self._plan, self._out, self._console, self._log, self._checkpoint = plan, out, console, log, checkpoint
-        self._started = time.monotonic()
+        self._plan, self._out, self._console, self._checkpoint = plan, out, console, checkpoint
+        self._stages = Stages(out, console, log, variables=_VARIABLES)
 
     def run(self) -> None:
         """Make the policy, then measure and film it."""
         if self._checkpoint is None:
             self._make()
         else:
-            step = publishing(self._checkpoint, self._out / "store")
-            self._stage(step, done=(step.out / "1" / "manifest.json").exists())
+            step = publishing(POLICY, self._checkpoint, self._out)
+            self._stages.run(step, done=is_published(step.out))
         self._use()
 
     def _make(self) -> None:
         plan, out = self._plan, self._out
         step = recording(plan, out)
-        self._stage(step, done=is_recorded(plan, step.out))
+        self._stages.run(step, done=is_recorded(plan, step.out))
         begin = carried_checkpoint(POLICY) if plan.continue_flags is not None else None
         step = training(plan, out, begin)
-        resume = ("--resume",) if (step.out / _STATE_NAME).exists() else ()
-        self._stage(step, done=is_trained(step.out, out / "store"), more=resume)
+        resume = ("--resume",) if is_begun(step.out) else ()
+        self._stages.run(step, done=is_trained(step.out, out / "store"), more=resume)
 
     def _use(self) -> None:
         plan, out = self._plan, self._out
         rollouts = [playing(plan, rollout, out, "-") for rollout in plan.rollouts()]
         films = [pair for pair in plan.filmed if not all(path.exists() for path in film_paths(out, *pair))]
-        desktops = [
-            name
-            for name in (plan.scores if plan.desktop_episodes else ())
-            if not (desktop_folder(name, out) / RESULTS_NAME).exists()
-        ]
-        missing = missing_for_desktop() if desktops else ""
-        if missing:
-            self._console.print(f"\nleft out: the desktop loop; {missing}", markup=False)
-            desktops = []
+        desktops = self._desktops()
         if all(is_played(step.out) for step in rollouts) and not (films or desktops):
-            self._console.print("\neverything was played and filmed by an earlier run in this folder: kept")
+            self._console.print("\neverything was played and filmed by an earlier demo in this folder: kept")
             return
-        command = serving(out)
-        self._console.print(f"\n[bold]Serve[/bold] what was published\n$ {escape(shown(command))}")
-        with ExitStack() as stack:
-            with self._log.stage("serve", "Start the policy server", ["playserve", *command]):
-                address = stack.enter_context(serve(command, out / "logs" / "serve.log"))
-            self._console.print(f"ready at {address}")
+        with self._stages.server(serving(out, "--threads", "1")) as address:
             for rollout in plan.rollouts():
                 step = playing(plan, rollout, out, address)
-                self._stage(step, done=is_played(step.out))
+                self._stages.run(step, done=is_played(step.out))
             if films:
-                self._own_stage("film", "Film the policy in real time", lambda: self._film(films, address))
+                with self._stages.within("film", "Film the policy in real time"):
+                    self._film(films, address)
             if desktops:
                 title = f"Play {plan.desktop_episodes} episodes of each scenario through windows of a virtual display"
-                self._own_stage("desktop", title, lambda: self._sit(desktops, address))
+                with self._stages.within("desktop", title):
+                    self._sit(desktops, address)
+
+    def _desktops(self) -> list[str]:
+        """Return the scenarios that are still to be played at a desktop; none where there can be no desktop."""
+        scenarios = self._plan.scores if self._plan.desktop_episodes else ()
+        left = [name for name in scenarios if not (desktop_folder(name, self._out) / RESULTS_NAME).exists()]
+        missing = missing_for_desktop() if left else ""
+        if missing:
+            self._console.print(f"\nleft out: the desktop loop; {missing}", markup=False)
+        return [] if missing else left
 
     def _film(self, films: Sequence[tuple[str, str]], address: str) -> None:
         for scenario, goal in films:
@@ -142,31 +137,6 @@ class _Recipe:
             jobs = [pool.submit(play_desktop, self._plan, name, address, self._out, tell) for name in scenarios]
             for job in jobs:
                 job.result()
-
-    def _own_stage(self, name: str, title: str, work: Callable[[], None]) -> None:
-        """Run a stage that is no command."""
-        self._console.print(f"\n[bold]{escape(title)}[/bold] ({self._since()} since the start)")
-        with self._log.stage(name, title, []):
-            work()
-
-    def _stage(self, step: Step, *, done: bool, more: Sequence[str] = ()) -> None:
-        """Run one command, unless its files are whole already."""
-        about = f", about {clock(step.expected_s)}" if step.expected_s and not done else ""
-        self._console.print(f"\n[bold]{escape(step.title)}[/bold] ({self._since()} since the start{about})")
-        command = (*step.command, *more)
-        if done:
-            self._console.print("finished by an earlier run in this folder: kept")
-            return
-        with self._log.stage(step.name, step.title, ["playserve", *command]):
-            self._console.print(f"$ {escape(shown(command))}")
-            status = run_command(command, _VARIABLES)
-            if status:
-                raise ServerFault(
-                    f"stage {step.name} ended with status {status}; what is finished is kept in {self._out}"
-                )
-
-    def _since(self) -> str:
-        return clock(time.monotonic() - self._started)
 
 
 def is_recorded(plan: DoomPlan, folder: Path) -> bool:
@@ -200,9 +170,9 @@ def _conclude(plan: DoomPlan, out: Path, console: Console, log: DemoLog) -> int:
         "stage_seconds": seconds, "total_seconds": log.total_s(), "record_and_train_seconds": round(recipe_s, 1),
         "page": PAGE_NAME,
     })  # fmt: skip
-    _write(out / RESULTS_FILE, json.dumps(value, indent=2) + "\n")
-    _write(out / REPORT_NAME, markdown(value, log.value))
-    _write(out / PAGE_NAME, render_page(value, log.value, out))
+    write_json(out / RESULTS_FILE, value)
+    write_text(out / REPORT_NAME, markdown(value, log.value))
+    write_text(out / PAGE_NAME, render_page(value, log.value, out))
     console.print()
     print_results(value, console)
     print_times(log, console)
@@ -222,9 +192,3 @@ def _made_s(out: Path, seconds: Mapping[str, float]) -> float:
     if "train" not in seconds and trained.exists():
         total += float(read_json(trained)["elapsed_s"])
     return total
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

@@ -7,7 +7,7 @@ from pathlib import Path
 from playserve_trainer.demo.doom.plan import POLICY, DoomPlan, Rollout
 from playserve_trainer.demo.steps import Step
 
-__all__ = ["playing", "publishing", "recording", "rollout_folder", "serving", "training"]
+__all__ = ["playing", "recording", "rollout_folder", "training"]
 
 
 def recording(plan: DoomPlan, out: Path) -> Step:
@@ -36,19 +36,6 @@ def training(plan: DoomPlan, out: Path, begin: Path | None = None) -> Step:
         out=out / "train",
         expected_s=plan.minutes * 60,
     )
-
-
-def publishing(checkpoint: Path, store: Path) -> Step:
-    """Return the step that publishes a checkpoint that is there already."""
-    command = ("checkpoints", "publish", "--store", f"{store}", POLICY, f"{checkpoint}")
-    return Step(
-        name="publish", title="Publish the checkpoint that this package carries", command=command, out=store / POLICY
-    )
-
-
-def serving(out: Path, threads: int = 1) -> tuple[str, ...]:
-    """Return the arguments of ``playserve`` that serve the store on any free port."""
-    return ("serve", "--store", f"{out / 'store'}", "--port", "0", "--threads", f"{threads}")
 
 
 def rollout_folder(rollout: Rollout, out: Path) -> Path:
