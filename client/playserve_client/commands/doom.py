@@ -50,13 +50,15 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         write_json(args.out, value)
-    low_high = value["interval"]
-    shown = f" [{low_high[0]:.2f}, {low_high[1]:.2f}]" if low_high else ""
-    print(f"mean score of {args.episodes}: {value['mean']:.2f}{shown}")
+    print(f"mean score of {args.episodes}: {value['mean']:.2f}{_shown(value['interval'])}")
     if (part := value.get("normalised")) and part["value"] is not None:
-        shown = f" [{part['interval'][0]:.2f}, {part['interval'][1]:.2f}]" if part["interval"] else ""
-        print(f"normalised (random {part['random']:.2f}, expert {part['expert']:.2f}): {part['value']:.2f}{shown}")
+        players = f"random {part['random']:.2f}, expert {part['expert']:.2f}"
+        print(f"normalised ({players}): {part['value']:.2f}{_shown(part['interval'])}")
     return 0
+
+
+def _shown(interval: Mapping[str, float] | None) -> str:
+    return f" [{interval['low']:.2f}, {interval['high']:.2f}]" if interval else ""
 
 
 def _print_episode(episode: Mapping[str, Any]) -> None:

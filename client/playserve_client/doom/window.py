@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from playserve_client.doom.facts import EpisodeCounter
 from playserve_client.doom.game import PROBES, DoomGame
 from playserve_client.doom.maps import EVALUATION_SEED
 from playserve_client.doom.scenarios import TICS_PER_FRAME, scenario_of
-from playserve_client.evaluate.statistics import bootstrap_mean, bootstrap_normalised
+from playserve_client.evaluate.statistics import bootstrap_mean, normalised_score
 
 __all__ = ["DoomWindow", "baseline_scores", "play_window"]
 
@@ -102,18 +103,10 @@ def play_window(
         "episodes": found,
         "waited_episodes": waited,
         "mean": sum(scores) / len(scores),
-        "interval": None if interval is None else [interval.low, interval.high],
+        "interval": interval and asdict(interval),
     }
     if baselines:
-        low, high = baselines["random"], baselines["expert"]
-        random, expert = sum(low) / len(low), sum(high) / len(high)
-        part = bootstrap_normalised(scores, low, high)
-        value["normalised"] = {
-            "random": random,
-            "expert": expert,
-            "value": (value["mean"] - random) / (expert - random) if expert > random else None,
-            "interval": None if part is None else [part.low, part.high],
-        }
+        value["normalised"] = asdict(normalised_score(scores, baselines["random"], baselines["expert"]))
     return value
 
 

@@ -15,8 +15,8 @@ from playserve_client.evaluate.statistics import (
     Interval,
     bootstrap_difference,
     bootstrap_mean,
-    bootstrap_normalised,
     deciles,
+    normalised_score,
 )
 
 __all__ = ["RowSummary", "build_report", "summarize"]
@@ -192,18 +192,8 @@ def _normalised(rows: Sequence[RowSummary], finished: Mapping[str, Sequence[Resu
         high = next((other for other in beside if other.role == "expert"), None)
         if row.mean is None or low is None or high is None or row in (low, high):
             continue
-        assert low.mean is not None and high.mean is not None  # noqa: S101, PT018 - `beside` has means
-        interval = bootstrap_normalised(
-            *([result.score for result in finished[key]] for key in (row.key, low.key, high.key))
-        )
-        way = high.mean - low.mean
-        found.append({
-            "row": row.key,
-            "random": low.mean,
-            "expert": high.mean,
-            "value": (row.mean - low.mean) / way if way > 0 else None,
-            "interval": None if interval is None else asdict(interval),
-        })  # fmt: skip
+        scores = ([result.score for result in finished[key]] for key in (row.key, low.key, high.key))
+        found.append({"row": row.key, **asdict(normalised_score(*scores))})
     return found
 
 

@@ -8,7 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["RESAMPLES", "Interval", "bootstrap_difference", "bootstrap_mean", "bootstrap_normalised", "deciles"]
+__all__ = [
+    "RESAMPLES",
+    "Interval",
+    "Normalised",
+    "bootstrap_difference",
+    "bootstrap_mean",
+    "bootstrap_normalised",
+    "deciles",
+    "normalised_score",
+]
 
 RESAMPLES = 10_000
 # Values drawn at once: 10,000 resamples of 10,000 scores would not fit in memory.
@@ -71,6 +80,34 @@ def bootstrap_normalised(
     if np.quantile(way, (1 - confidence) / 2) <= 0:
         return None
     return _percentiles((means - lows)[way > 0] / way[way > 0], confidence)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Normalised:
+    """Which part of the way from a random player to an expert a player went.
+
+    Attributes:
+        random: Mean score of the random player.
+        expert: Of the expert.
+        value: (mean - random) / (expert - random); None where the expert is not above the random player.
+        interval: Its 95% interval.
+    """
+
+    random: float
+    expert: float
+    value: float | None
+    interval: Interval | None
+
+
+def normalised_score(scores: Sequence[float], random: Sequence[float], expert: Sequence[float]) -> Normalised:
+    """Return the normalised score of a player, from the scores of each player's episodes; none may be empty."""
+    mean, low, high = (float(np.mean(values)) for values in (scores, random, expert))
+    return Normalised(
+        random=low,
+        expert=high,
+        value=(mean - low) / (high - low) if high > low else None,
+        interval=bootstrap_normalised(scores, random, expert),
+    )
 
 
 def deciles(values: Sequence[float]) -> list[float] | None:

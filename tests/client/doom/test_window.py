@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from desktop.xserver import xserver
 
 pytest.importorskip("vizdoom")
 
@@ -22,19 +22,11 @@ ANGLE = PROBES.index("ANGLE")
 
 
 @pytest.fixture
-def display(require_program: Callable[[str], None]) -> Iterator[str]:
+def display(require_program: Callable[[str], None], tmp_path: Path) -> Iterator[str]:
     require_program("Xvfb")
     require_program("xdotool")
-    read, write = os.pipe()
-    command = ["Xvfb", "-displayfd", str(write), "-screen", "0", "800x600x24", "-nolisten", "tcp"]
-    server = subprocess.Popen(command, pass_fds=[write], stderr=subprocess.DEVNULL)
-    os.close(write)
-    try:
-        with os.fdopen(read) as numbers:
-            yield f":{int(numbers.readline())}"
-    finally:
-        server.terminate()
-        server.wait()
+    with xserver("Xvfb", tmp_path / "xvfb.log", width=800, height=600) as server:
+        yield server.display
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ _RECIPES: Mapping[str, Recipe] = {"atari": atari, "nethack": nethack, "p2p": p2p
 _SHOWN_SCORES = ("test_loss", "ce_key", "ce_button", "ce_dx", "ce_dy", "rce_key")
 
 # Flags that are no settings of the run.
-_NO_SETTINGS = ("command", "family", "publish", "resume", "run", "store")
+_NO_SETTINGS = ("command", "family", "processes", "publish", "resume", "run", "store")
 
 _FLAGS: Mapping[str, tuple[type, str]] = {
     "seed": (int, "of the initial weights and the order of the data"),
@@ -89,7 +89,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
             help="parameters that are not trained: prefixes of their names, separated by commas",
         )  # fmt: skip
         family.add_argument(
-            "--parallel", choices=PARALLEL, default=argparse.SUPPRESS, help="how torchrun's processes share the policy"
+            "--processes", type=int, default=1, metavar="N",
+            help="processes of this machine, or its GPUs, that share each batch (default 1); torchrun spans machines",
+        )  # fmt: skip
+        family.add_argument(
+            "--parallel", choices=PARALLEL, default=argparse.SUPPRESS, help="how processes share the policy"
         )
         family.add_argument("--optimizer", choices=OPTIMIZERS, default=argparse.SUPPRESS)
         family.add_argument("--schedule", choices=SCHEDULES, default=argparse.SUPPRESS)
@@ -165,9 +169,10 @@ def _option_flags(recipe: Recipe) -> tuple[str, ...]:
 
 
 def _train(recipe: Recipe, config: TrainConfig, args: argparse.Namespace) -> int:
+    from playserve_trainer.train.local import local_processes
     from playserve_trainer.train.parallel import processes
 
-    with processes() as group:
+    with local_processes(args.processes, Path(config.out)), processes() as group:
         return _train_in(group, recipe, config, args)
 
 

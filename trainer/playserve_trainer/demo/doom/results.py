@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ def _desktop(plan: DoomPlan, scenario: str, out: Path, read: Mapping[str, Mappin
     report = read.get(plan.score_rollout(scenario).key)
     if report is None:
         return None
-    from playserve_client.evaluate.statistics import bootstrap_mean, bootstrap_normalised
+    from playserve_client.evaluate.statistics import bootstrap_mean, normalised_score
 
     def scores(row: str) -> list[float]:
         return [item["score"] for item in report["episodes"] if item["row"] == row]
@@ -123,19 +124,14 @@ def _desktop(plan: DoomPlan, scenario: str, out: Path, read: Mapping[str, Mappin
     low, high = scores("random"), scores("expert")
     if not (own and low and high):
         raise DataLossError(f"desktop/{scenario}: {len(own)} episodes beside {len(low)} random and {len(high)} expert")
-    mean = sum(own) / len(own)
-    base, way = sum(low) / len(low), sum(high) / len(high) - sum(low) / len(low)
-    interval, around = bootstrap_normalised(own, low, high), bootstrap_mean(own)
+    around, normalised = bootstrap_mean(own), asdict(normalised_score(own, low, high))
     facts = [episode["facts"] for episode in played["episodes"]]
     return {
         "scenario": scenario,
         "episodes": len(own),
-        "mean": mean,
-        "interval": around and {"low": around.low, "high": around.high},
-        "normalised": {
-            "value": (mean - base) / way if way > 0 else None,
-            "interval": interval and {"low": interval.low, "high": interval.high},
-        },
+        "mean": sum(own) / len(own),
+        "interval": around and asdict(around),
+        "normalised": {"value": normalised["value"], "interval": normalised["interval"]},
         "rubric": {fact: sum(float(item[fact]) for item in facts) / len(facts) for fact, _ in RUBRIC},
         "play": {
             key: played["play"].get(key)

@@ -1,0 +1,120 @@
+"""Several processes of this machine for one run: this one, and others that run the same command."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from playserve.errors import BadSettingError, ServerFault
+
+__all__ = ["local_processes"]
+
+_LEAVE_S = 30.0
+_TAIL_LINES = 8
+
+
+@contextmanager
+def local_processes(count: int, out: Path, command: Sequence[str] | None = None) -> Iterator[None]:
+    """Have `count` processes run this command for the length of the block; each learns its rank as from torchrun.
+
+    In a process that has a rank already, nothing happens.
+
+    Args:
+        count: Processes in all; 1: nothing happens.
+        out: Folder of the run; what the others print goes to process-1.log and so on in it.
+        command: What the others run; None: the command of this process.
+
+    Raises:
+        BadSettingError: `count` is below 1, or torchrun started another number of processes.
+        ServerFault: One of the others died.
+    """
+    if count < 1:
+        raise BadSettingError(f"--processes is at least 1, not {count}")
+    known = os.environ.get("WORLD_SIZE")
+    if known is not None and count not in (1, int(known)):
+        raise BadSettingError(f"--processes is {count}, but torchrun started {known}: leave --processes out")
+    if count == 1 or known is not None:
+        yield
+        return
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it is public, but not listed
+
+    out.mkdir(parents=True, exist_ok=True)
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # on any free port
+    variables = {
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{store.port}", "WORLD_SIZE": f"{count}",
+        "LOCAL_WORLD_SIZE": f"{count}", "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0",
+    }  # fmt: skip
+    others: list[subprocess.Popen[bytes]] = []
+    with ExitStack() as stack:
+        stack.callback(_dismiss, others)
+        others.extend(_start(command or _this_command(), rank, variables, out) for rank in range(1, count))
+        stack.enter_context(_variables(_of_rank(0, variables)))
+        try:
+            yield
+        except RuntimeError as error:
+            raise _lost(others, out) or error from error
+
+
+def _start(command: Sequence[str], rank: int, variables: Mapping[str, str], out: Path) -> subprocess.Popen[bytes]:
+    with _log(out, rank).open("wb") as log:
+        return subprocess.Popen(
+            command,
+            env={**os.environ, **_of_rank(rank, variables)},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def _this_command() -> list[str]:
+    return [sys.executable, "-c", "import sys; from playserve.cli import main; sys.exit(main())", *sys.argv[1:]]
+
+
+def _of_rank(rank: int, variables: Mapping[str, str]) -> dict[str, str]:
+    return {**variables, "RANK": f"{rank}", "LOCAL_RANK": f"{rank}"}
+
+
+def _log(out: Path, rank: int) -> Path:
+    return out / f"process-{rank}.log"
+
+
+@contextmanager
+def _variables(values: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _lost(others: Sequence[subprocess.Popen[bytes]], out: Path) -> ServerFault | None:
+    """Return what to say of the first of the others that died; None: none did."""
+    for rank, process in enumerate(others, start=1):
+        try:
+            status = process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            continue
+        if status:
+            lines = _log(out, rank).read_text(errors="replace").splitlines()[-_TAIL_LINES:]
+            told = "".join(f"\n{line}" for line in lines)
+            return ServerFault(f"process {rank} ended with status {status}; --resume goes on from the last save{told}")
+    return None
+
+
+def _dismiss(others: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Wait for the others; those that do not leave are ended."""
+    for process in others:
+        try:
+            process.wait(_LEAVE_S if sys.exc_info()[0] is None else 1.0)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
