@@ -58,19 +58,19 @@ def _two_vests(draw: random.Random) -> str:
     half_width, half_depth = draw.randint(280, 400), draw.randint(280, 400)
     x, y = draw.uniform(-80, 80) - half_width / 2, draw.uniform(-60, 60)
     looks = draw.uniform(0, 360)
-    # Both vests stand ahead of the player, left and right, apart by more than a player is wide, and near enough to
-    # show their colour in a frame of 96 pixels.
+    # Both vests stand ahead of the player, left and right, apart by more than a player is wide. They are near: their
+    # colours show in a frame of 96 pixels, and the choice is much of the way, not the first tenth of it.
     spots = []
-    middle = draw.uniform(-15, 15)
-    apart = draw.uniform(16, 30)
+    middle = draw.uniform(-8, 8)
+    apart = draw.uniform(24, 34)
     for side in (1, -1):
         angle = math.radians(middle + side * apart)
-        far = draw.uniform(110, 200)
+        far = draw.uniform(80, 120)
         spots.append((_within(x + far * math.cos(angle), half_width), _within(y + far * math.sin(angle), half_depth)))
     if draw.random() < 0.5:
         spots.reverse()
     things = [
-        (_THING_PLAYER, x, y, round(looks if draw.random() < 0.3 else draw.uniform(-20, 20)) % 360),
+        (_THING_PLAYER, x, y, round(looks if draw.random() < 0.2 else draw.uniform(-10, 10)) % 360),
         (_THING_GREEN, *spots[0], 0),
         (_THING_BLUE, *spots[1], 0),
     ]
