@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,6 +111,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train; return 0, or 128 plus the signal that stopped it (then --resume goes on)."""
     _check_publish(args.publish, args.store)
+    if args.processes > 1:
+        # Read when torch is imported: without it every process warns that it looks for unused parameters, as it should.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     recipe = _RECIPES[args.family]
     given = {name: value for name, value in vars(args).items() if name not in _NO_SETTINGS}
     if "max_flops" in given:
