@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -374,6 +376,25 @@ def test_live_answers_the_newest_and_follows_the_gap_rule(mode, action, gap_tick
                 assert result.gap_ticks == gap_ticks
                 # In SKIP the moves of dropped steps are added; in CATCH_UP those of the two before the three.
                 assert result.actions[0].index in (action, action + 2)
+
+
+def test_steps_that_come_one_by_one_do_not_make_a_pass_too_long():
+    moves = encode(np.array([1], np.int32), "moves")
+    with FakePolicyServer(live_policy(GapMode.CATCH_UP, 3), delay_s=0.2) as server:
+        with grpc.insecure_channel(server.address) as channel:
+            with opened(PolicyServiceStub(channel), pace=ps.PACE_LIVE) as call:
+                # While one is worked on, the next one comes: there is always a newer one.
+                call.send(*[step(seq, inputs=[FRAME, moves]) for seq in (1, 2)])
+                for seq in (3, 4):
+                    time.sleep(0.25 if seq == 3 else 0.2)
+                    call.send(step(seq, inputs=[FRAME, moves]))
+                results = [next(call.call).result]
+                while results[-1].seq < 4:
+                    results.append(next(call.call).result)
+                caught_up = [[d.seq for d in result.dropped if d.in_memory] for result in results]
+                assert all(len(seqs) < 3 for seqs in caught_up)
+                answered = [result.seq for result in results]
+                assert sorted([*itertools.chain(*caught_up), *answered]) == [1, 2, 3, 4]
 
 
 def test_rates_and_stale_steps():

@@ -111,6 +111,7 @@ class PlayStream:
         self._inbox = Inbox(requests, ps.PlayRequest, context)
         self._waiting: deque[tuple[float, Any]] = deque()
         self._refused: set[int] = set()
+        self._caught_up = 0  # steps of the present pass that were only taken into the memory
         self._moved: ps.Moved | None = None
 
     def move(self, moved: ps.Moved) -> None:
@@ -252,12 +253,17 @@ class PlayStream:
         newer = sum(_is_step(request) for _, request in self._waiting)
         rule, budget_us = session.policy.spec.gap_rule, step.budget_us
         if session.policy.spec.kind is PolicyKind.WORLD or newer == 0:
+            self._caught_up = 0
             if budget_us and session.policy.spec.kind is PolicyKind.AGENT and not step.observe_only:
                 age_us = (time.monotonic() - arrived) * 1e6
                 if age_us > budget_us:
                     return session.play(step, hidden=DropReason.STALE)
             return session.play(step)
         if rule.mode is GapMode.CATCH_UP and newer < rule.catch_up_frames:
+            self._caught_up += 1
+            if self._caught_up == rule.catch_up_frames:  # newer ones came one by one: this pass is full, and answers
+                self._caught_up = 0
+                return session.play(step)
             return session.play(step, hidden=DropReason.SUPERSEDED)
         session.drop(step, DropReason.SUPERSEDED)
         return None
