@@ -93,8 +93,8 @@ def finished(tmp_path: Path) -> Callable[..., tuple[DoomPlan, Path]]:
             path, described = film_paths(out, scenario, goal)
             write_json(described, {
                 "path": f"films/{path.name}", "scenario": scenario, "goal": goal, "instruction": "kill <it>",
-                "tries": 3, "score": 91.0, "goal_met": None, "whole": True, "bytes": 5, "frames": 12,
-                "round_trip_ms": {"p50": 9.1, "p99": 14.0},
+                "tries": 3, "episodes": [{"seed": 1, "score": 91.0}], "score": 91.0, "goal_met": None, "whole": True,
+                "bytes": 5, "frames": 12, "round_trip_ms": {"p50": 9.1, "p99": 14.0},
             })  # fmt: skip
             path.write_bytes(b"films")
         return PLAN, out

@@ -1,18 +1,19 @@
-"""Films of the served policy: it plays one episode over gRPC at the game's own speed, and every frame says how it went.
+"""Films of the served policy: it plays over gRPC at the game's own speed, and every frame says how it went.
 
-The latency in the picture is that of this very episode, measured while it was played; drawing comes afterwards.
+The latency in the picture is that of the very episode, measured while it was played; drawing comes afterwards.
 """
 
 from __future__ import annotations
 
-import json
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from playserve.actions import DesktopAction
 from playserve.errors import ShapeMismatchError
-from playserve.files import replacing
+from playserve.files import replacing, write_json
 from playserve.settings import Pace
 from playserve_trainer.demo.doom.panel import HEIGHT, WIDTH, Moment, Panel
 from playserve_trainer.demo.doom.plan import POLICY
@@ -20,8 +21,10 @@ from playserve_trainer.demo.doom.plan import POLICY
 __all__ = ["film_paths", "make_film"]
 
 _RATE_HZ = 20.0
-#: Episodes that are looked at; the best is kept, so that a film shows what the policy can do and says so.
+#: Episodes that are looked at. Where not all fit into a film it shows the best, and says so.
 _TRIES = 3
+# Short episodes are filmed one after another, until there is something to see.
+_LEAST_S, _MOST_EPISODES, _PAUSE_FRAMES = 8.0, 10, 10
 _CRF = 27
 
 
@@ -34,7 +37,7 @@ def film_paths(out: Path, scenario: str, goal: str) -> tuple[Path, Path]:
 def make_film(
     server: str, scenario: str, goal: str, out: Path, *, seconds: float, seed: int, tries: int = _TRIES
 ) -> dict[str, Any]:
-    """Play some episodes, film the best; return what the film shows, which lies beside it as JSON.
+    """Play some episodes, film all or the best; return what the film shows, which lies beside it as JSON.
 
     Args:
         server: "host:port".
@@ -43,39 +46,78 @@ def make_film(
         out: Folder of the recipe.
         seconds: Longest film.
         seed: Of the first episode.
-        tries: Episodes to choose from.
+        tries: Episodes to choose from; more are played where they are short.
     """
-    played = [_play(server, scenario, goal, seed + number, seconds) for number in range(tries)]
-    rank = [(bool(facts.get("goal_met", True)), score) for _, score, facts, _ in played]
-    best = max(range(tries), key=lambda number: rank[number])
-    moments, score, facts, whole = played[best]
+    played: list[_Episode] = []
+    while len(played) < tries or (len(played) < _MOST_EPISODES and _seconds(played) < _LEAST_S):
+        played.append(_play(server, scenario, goal, seed + len(played), seconds))
+    shown = played if _seconds(played) <= seconds else [max(played, key=_Episode.rank)]
+    moments = [moment for episode in shown for moment in episode.moments]
     path, described = film_paths(out, scenario, goal)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, moments)
+    _write(path, _with_pauses(shown))
     trips = sorted(moment.round_trip_ms for moment in moments)
     value = {
         "path": f"films/{path.name}",
         "scenario": scenario,
         "goal": goal,
         "instruction": moments[0].instruction,
-        "seed": seed + best,
-        "tries": tries,
-        "score": score,
-        "goal_met": facts.get("goal_met"),
-        "facts": facts,
+        "episodes": [episode.to_json() for episode in shown],
+        "tries": len(played),
+        "score": sum(e.score for e in shown) / len(shown),
+        "goal_met": _all_met(shown),
         "frames": len(moments),
-        "whole": whole,
+        "whole": all(e.whole for e in shown),
         "round_trip_ms": {"p50": trips[len(trips) // 2], "p99": trips[min(len(trips) - 1, int(0.99 * len(trips)))]},
         "bytes": path.stat().st_size,
     }
-    described.write_text(json.dumps(value, indent=2) + "\n")
+    write_json(described, value)
     return value
 
 
-def _play(
-    server: str, scenario: str, goal: str, seed: int, seconds: float
-) -> tuple[list[Moment], float, dict[str, Any], bool]:
-    """Play one episode in real time; return its moments, score, facts, and whether it came to its end."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Episode:
+    """What was played; `whole` says whether it came to its end."""
+
+    seed: int
+    moments: list[Moment]
+    score: float
+    facts: Mapping[str, Any]
+    whole: bool
+
+    def rank(self) -> tuple[bool, float]:
+        """Return what the best episode has most of."""
+        return bool(self.facts.get("goal_met", True)), self.score
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what is told of it."""
+        return {
+            "seed": self.seed,
+            "score": self.score,
+            "goal_met": self.facts.get("goal_met"),
+            "frames": len(self.moments),
+            "facts": dict(self.facts),
+        }
+
+
+def _seconds(episodes: Sequence[_Episode]) -> float:
+    return sum(len(episode.moments) for episode in episodes) / _RATE_HZ
+
+
+def _with_pauses(episodes: Sequence[_Episode]) -> list[Moment]:
+    """Return all moments; between two episodes the last one stands still."""
+    if len(episodes) == 1:
+        return episodes[0].moments
+    return [moment for e in episodes for moment in (*e.moments, *e.moments[-1:] * _PAUSE_FRAMES)]
+
+
+def _all_met(episodes: Sequence[_Episode]) -> bool | None:
+    met = [episode.facts.get("goal_met") for episode in episodes]
+    return None if None in met else all(met)
+
+
+def _play(server: str, scenario: str, goal: str, seed: int, seconds: float) -> _Episode:
+    """Play one episode in real time."""
     from playserve_client.client import PolicyClient
     from playserve_client.envs.doom import DoomEnv
 
@@ -105,7 +147,7 @@ def _play(
                 due += 1 / _RATE_HZ
                 time.sleep(max(0.0, due - time.monotonic()))
         facts = last["episode_facts"]
-        return moments, env.score, facts, facts["end"] != "max_steps"
+        return _Episode(seed=seed, moments=moments, score=env.score, facts=facts, whole=facts["end"] != "max_steps")
     finally:
         env.close()
 

@@ -91,13 +91,15 @@ def _film(film: Mapping[str, Any], out: Path) -> str:
     name = f"{film['scenario']}: {film['goal']}".replace("_", " ")
     met = "" if film["goal_met"] is None else ", goal met" if film["goal_met"] else ", goal missed"
     trip = film["round_trip_ms"]
+    number = len(film["episodes"])
+    chosen = f"All {number} episodes that were played" if number > 1 else f"The best of {film['tries']} episodes"
+    mean = "mean score" if number > 1 else "score"
     cut = "" if film["whole"] else " Cut before its end."
     return (
         f'<figure class="card"><h3>{escape(name)}</h3>'
         f'<video controls muted loop playsinline preload="metadata" aria-label="Film of {escape(name)}" '
-        f'src="{escape(source)}"></video><figcaption>“{escape(film["instruction"])}”: score {film["score"]:g}{met}; '
-        f"round trip {trip['p50']:.1f} ms (p99 {trip['p99']:.1f}). The best of {film['tries']} episodes, in real "
-        f"time.{cut}</figcaption></figure>"
+        f'src="{escape(source)}"></video><figcaption>“{escape(film["instruction"])}”: {mean} {film["score"]:g}{met}; '
+        f"round trip {trip['p50']:.1f} ms (p99 {trip['p99']:.1f}). {chosen}, in real time.{cut}</figcaption></figure>"
     )
 
 
