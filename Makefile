@@ -50,7 +50,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip check
 	@touch $(STAMP)
 
-demo: $(STAMP) ## Trains, serves and plays Freeway, Breakout and NetHack agents; a table, and a page in runs/demo.
+demo: $(STAMP) ## Trains, serves and plays Freeway, Breakout and NetHack agents, plays a carried Doom agent; a table, and a page in runs/demo.
 	$(BIN)/playserve demo --out $(DEMO_OUT)
 
 demo-doom: $(STAMP) ## A small policy plays Doom by keys, mouse and instruction, within 15 minutes; films in runs/demo-doom.

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 __all__ = ["SUMMARY", "configure", "run"]
 
-SUMMARY = "Train, publish, serve and play Freeway, Breakout and NetHack agents; write a page of the results."
+SUMMARY = "Train, publish, serve and play agents for Freeway, Breakout, NetHack and Doom; write a page of the results."
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     add = parser.add_argument
-    add("what", nargs="?", choices=["games", "doom"], default="games", help="games: Freeway, Breakout, NetHack "
+    add("what", nargs="?", choices=["games", "doom"], default="games", help="games: Freeway, Breakout, NetHack, Doom "
         "(default); doom: a policy for keyboard, mouse and instructions")  # fmt: skip
     add("--out", type=Path, help="folder of everything; the same command goes on there (default runs/demo, or "
         "runs/demo-doom, or with --full runs/doom)")  # fmt: skip
