@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from playserve_trainer.demo.charts import time_chart
-from playserve_trainer.demo.doom.report import Grid, grids, verdict_text
+from playserve_trainer.demo.doom.report import Grid, grids, measured_text
 from playserve_trainer.demo.table import duration
 
 __all__ = ["render_page"]
@@ -59,7 +59,7 @@ def _header(value: Mapping[str, Any], log: Mapping[str, Any]) -> str:
         f"One policy sees {len(plan['scenarios_played'])} scenarios of Doom and an instruction, and answers with keys "
         f"and mouse, 20 times a second: {how}, on {machine['cores']} cores{cpu}."
     )
-    verdicts = "".join(f"<li>{_badge(verdict)} {escape(verdict_text(verdict))}</li>" for verdict in value["verdicts"])
+    verdicts = "".join(f"<li>{_badge(verdict)} {escape(measured_text(verdict))}</li>" for verdict in value["verdicts"])
     return (
         f'<header><h1>Doom by keys, mouse and instruction</h1><p class="lead">{lead}</p>'
         f'<ul class="verdicts">{verdicts}</ul></header>'

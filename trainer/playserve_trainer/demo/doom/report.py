@@ -13,7 +13,7 @@ from rich.table import Table
 from playserve_trainer.demo.doom.results import CONTROLS, RUBRIC
 from playserve_trainer.demo.table import duration, number
 
-__all__ = ["Grid", "grids", "markdown", "print_results", "verdict_text"]
+__all__ = ["Grid", "grids", "markdown", "measured_text", "print_results", "verdict_text"]
 
 _PLAIN_WIDTH = 160
 _INTERVALS = (
@@ -143,11 +143,17 @@ def _percent(item: Mapping[str, Any] | None, *, short: bool = False) -> str:
 def verdict_text(verdict: Mapping[str, Any]) -> str:
     """Return in words whether a limit is reached."""
     if verdict["limit"] is None:
-        return f"{verdict['name']}: {_ranged(verdict, 'value')}, nothing is judged here"
-    if not verdict["met"]:
-        return f"MISSED  {verdict['name']}: {_ranged(verdict, 'value')}, wanted {verdict['limit']:g}"
+        return measured_text(verdict)
+    return f"{'met   ' if verdict['met'] else 'MISSED'}  {measured_text(verdict)}"
+
+
+def measured_text(verdict: Mapping[str, Any]) -> str:
+    """Return in words what was measured and wanted."""
+    value = f"{verdict['name']}: {_ranged(verdict, 'value')}"
+    if verdict["limit"] is None:
+        return f"{value}, nothing is judged here"
     sure = "the lower bound reaches it too" if verdict["lower_bound_met"] else "the lower bound does not"
-    return f"met     {verdict['name']}: {_ranged(verdict, 'value')}, wanted {verdict['limit']:g}; {sure}"
+    return f"{value}, wanted {verdict['limit']:g}" + (f"; {sure}" if verdict["met"] else "")
 
 
 def markdown(value: Mapping[str, Any], log: Mapping[str, Any]) -> str:
