@@ -3,25 +3,45 @@
 from __future__ import annotations
 
 import json
+import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["replacing", "write_json", "write_text"]
+__all__ = ["replacing", "sync_directory", "write_json", "write_text"]
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path to write; what lies there at the end takes the place of `path`, after an error nothing does."""
+def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """Yield a path to write; what lies there at the end takes the place of `path`, after an error nothing does.
+
+    Args:
+        path: The file.
+        durable: Whether it is whole or absent even after a power cut.
+    """
     # The ending is kept: writers such as numpy's add one of their own where it is missing.
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.tmp{path.suffix}")
     try:
         yield temporary
+        if durable:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+    if durable:
+        sync_directory(path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Have the names in a directory survive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

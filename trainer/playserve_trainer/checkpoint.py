@@ -11,9 +11,7 @@ import datetime
 import hashlib
 import json
 import math
-import os
-import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from playserve.errors import BadSettingError, DataLossError, NotFoundError, StateError
+from playserve.files import replacing, sync_directory
 from playserve.specs import PolicySpec
 from playserve_trainer.models.policy import Policy
 from playserve_trainer.models.registry import build, config_from_json, config_to_json, describe
@@ -185,11 +184,13 @@ def save(directory: str | Path, policy: Policy, manifest: Manifest, *, overwrite
         if not overwrite:
             raise StateError(f"{directory} holds a checkpoint already; choose another folder, or overwrite it")
         manifest_path.unlink()
-        _sync_directory(directory)
+        sync_directory(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    _write_atomically(directory / WEIGHTS_NAME, lambda path: save_file(tensors, path))
+    with replacing(directory / WEIGHTS_NAME, durable=True) as temporary:
+        save_file(tensors, temporary)
     manifest = dataclasses.replace(manifest, weights_sha256=file_sha256(directory / WEIGHTS_NAME))
-    _write_atomically(manifest_path, lambda path: path.write_bytes(manifest.to_bytes()))
+    with replacing(manifest_path, durable=True) as temporary:
+        temporary.write_bytes(manifest.to_bytes())
     return manifest
 
 
@@ -272,25 +273,3 @@ def _load_weights(policy: Policy, path: Path) -> None:
             )
     # assign: the tensors keep the dtype that they were saved with.
     policy.load_state_dict(tensors, assign=True)
-
-
-def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Have `write` make a file so that it is there whole or not at all, even after a power cut."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_directory(path.parent)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -74,7 +74,7 @@ def training(game: GamePlan, out: Path) -> Step:
 def publishing(name: str, checkpoint: Path, out: Path) -> Step:
     """Return the step that publishes a checkpoint that is there already."""
     command = ("checkpoints", "publish", "--store", f"{out / 'store'}", name, f"{checkpoint}")
-    title = f"Publish the {name} checkpoint that this package carries"
+    title = f"Publish the {name} checkpoint in {checkpoint}"
     return Step(name=f"publish-{name}", title=title, command=command, out=out / "store" / name)
 
 

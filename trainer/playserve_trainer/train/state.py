@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from playserve.errors import DataLossError, NotFoundError, StateError
+from playserve.files import sync_directory
 from playserve_trainer.train.ema import MovingAverage
 from playserve_trainer.train.parallel import Group, full, shard_like
 
@@ -123,11 +124,7 @@ def write_state(directory: Path, state: TrainState, tensors: Mapping[str, Tensor
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     temporary.replace(path)
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_directory(directory)
 
 
 def read_state(directory: Path) -> tuple[TrainState, dict[str, Tensor]]:

@@ -67,13 +67,14 @@ def load_encoder(name: str, width: int) -> TextEncoder:
 
 
 def width_of(name: str) -> int | None:
-    """Return the size of an encoder's vectors, which may load it; None: it takes any.
+    """Return the size of a sentence encoder's vectors, which loads it; None: the policy's own is right for the others.
 
     Raises:
         NotImplementedHereError: Its library is not installed.
         NotFoundError: The model is neither a folder nor to be had from its hub.
     """
-    return None if name in ("none", "words") else _load(name, 0).width
+    known = name in ("none", "words", "embeddinggemma") or name.startswith("gemma:")
+    return None if known else _load(name, 0).width
 
 
 def _load(name: str, width: int) -> TextEncoder:
