@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # `play` is not among them: pynput needs evdev, which has no wheel and so needs a C compiler and kernel headers. It is
 # tried afterwards; without it the tests of the desktop client are skipped by name.
-EXTRAS ?= envs,train,serve,text
+EXTRAS ?= envs,train,serve,text,laws
 PIP_VERSION := 26.3
 # More arguments for pip, for example --extra-index-url https://download.pytorch.org/whl/cpu for the small torch.
 PIP_ARGS ?=

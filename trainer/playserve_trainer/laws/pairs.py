@@ -1,0 +1,99 @@
+"""Which of two variants is better: by the difference within pairs of cells, never by whether intervals overlap.
+
+A pair is two cells of one task that agree in size dial, budget and seed. Its difference is taken on the same held-out
+episodes, which are drawn anew for both together; pairs of one seed stay together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from playserve_trainer.laws.refusals import TooFewCellsError
+from playserve_trainer.laws.table import CellTable, Floats
+
+__all__ = ["Comparison", "compare"]
+
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """The mean difference of loss, `first` less `second`.
+
+    Attributes:
+        first: Variant.
+        second: Variant.
+        difference: Mean over pairs, nats a label; below 0: the first is better.
+        low: Lower end of its 95% interval.
+        high: Upper end.
+        pairs: How many.
+        seeds: How many different seeds they have; with one, seed variance is not in the interval.
+    """
+
+    first: str
+    second: str
+    difference: float
+    low: float
+    high: float
+    pairs: int
+    seeds: int
+
+    @property
+    def verdict(self) -> str:
+        """What may be said."""
+        if self.low <= 0 <= self.high:
+            return "no difference is shown"
+        return f"{self.first if self.difference < 0 else self.second} is better"
+
+
+def compare(table: CellTable, first: str, second: str, *, seed: int = 0) -> Comparison:
+    """Return the comparison of two variants in a table of one task.
+
+    Raises:
+        TooFewCellsError: No two cells are a pair.
+    """
+    rows = _pairs(table, first, second)
+    if not rows:
+        raise TooFewCellsError(f"{first!r} and {second!r} share no size, budget and seed")
+    left, right = (np.array([pair[side] for pair in rows]) for side in (0, 1))
+    seeds = table.numbers["seed"][left]
+    rng = np.random.default_rng(seed)
+    draws = [_drawn(table, left, right, seeds, rng) for _ in range(_RESAMPLES)]
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return Comparison(
+        first=first, second=second, difference=float((table.loss[left] - table.loss[right]).mean()),
+        low=float(low), high=float(high), pairs=len(rows), seeds=len(np.unique(seeds)),
+    )  # fmt: skip
+
+
+def _pairs(table: CellTable, first: str, second: str) -> Sequence[tuple[int, int]]:
+    found: dict[str, dict[tuple[object, ...], int]] = {first: {}, second: {}}
+    for row, variant in enumerate(table.words["variant"]):
+        if variant in found:
+            numbers = table.numbers
+            key = (table.words["task"][row], table.words["size"][row], float(numbers["budget"][row]),
+                   float(numbers["seed"][row]), float(np.nan_to_num(numbers["unique"][row])))  # fmt: skip
+            found[variant][key] = row
+    return [(row, found[second][key]) for key, row in found[first].items() if key in found[second]]
+
+
+def _drawn(table: CellTable, left: np.ndarray, right: np.ndarray, seeds: Floats, rng: np.random.Generator) -> float:
+    """Return the mean difference with seeds and held-out episodes drawn anew."""
+    kinds = np.unique(seeds)
+    if len(kinds) > 1:
+        chosen = np.concatenate([np.flatnonzero(seeds == kind) for kind in rng.choice(kinds, size=len(kinds))])
+    else:
+        chosen = np.arange(len(left))
+    left, right = left[chosen], right[chosen]
+    both = table.take(np.concatenate([left, right])).episode_losses()
+    if both is None:
+        errors = np.nan_to_num(table.numbers["loss_se"])
+        moved = table.loss + errors * rng.standard_normal(len(table))
+        return float((moved[left] - moved[right]).mean())
+    sums, labels = both
+    weights = rng.multinomial(len(labels), np.full(len(labels), 1 / len(labels))).astype(np.float64)
+    losses = (sums @ weights) / (labels @ weights)
+    return float((losses[: len(left)] - losses[len(left) :]).mean())

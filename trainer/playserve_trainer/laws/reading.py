@@ -1,0 +1,122 @@
+"""Reads tables of cells: a grid's folder, CSV, Parquet."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from playserve.errors import BadSettingError, DataLossError, NotFoundError, NotImplementedHereError
+from playserve_trainer.laws.refusals import TooFewCellsError
+from playserve_trainer.laws.table import CellTable, Clusters, joined
+
+__all__ = ["read_cells", "read_tables"]
+
+
+def read_cells(source: str | Path) -> CellTable:
+    """Return the table in a grid's folder (cells/*.json, returns/*.json), a .csv, .parquet or .json file.
+
+    Raises:
+        NotFoundError: It is not there.
+        DataLossError: A file is damaged.
+        BadSettingError: It is of no kind that can be read, or holds what is no cell.
+        TooFewCellsError: It holds no cell.
+        NotImplementedHereError: Parquet is read by pyarrow, which is not installed.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return _read_grid(path)
+    if not path.exists():
+        raise NotFoundError(f"{path} is not there; wanted: a grid's folder, or a .csv, .parquet or .json table")
+    readers = {".csv": _read_csv, ".parquet": _read_parquet, ".json": _read_json}
+    if path.suffix not in readers:
+        raise BadSettingError(f"{path}: a table is a grid's folder or one of {', '.join(readers)}, not {path.suffix!r}")
+    return CellTable.from_columns(readers[path.suffix](path), source=str(path))
+
+
+def read_tables(sources: Sequence[str | Path]) -> CellTable:
+    """Return one table of several sources.
+
+    Raises:
+        PlayserveError: As :func:`read_cells`.
+        BadSettingError: They count FLOPs in different ways.
+    """
+    tables = [read_cells(source) for source in sources]
+    conventions = sorted({table.convention for table in tables})
+    if len(conventions) > 1:
+        raise BadSettingError(f"the tables count FLOPs in different ways: {'; '.join(conventions)}")
+    return joined(tables)
+
+
+def _read_csv(path: Path) -> Mapping[str, Sequence[object]]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.reader(file))
+    if not rows:
+        raise TooFewCellsError(f"{path} is empty")
+    header, *body = rows
+    body = [row for row in body if any(row)]
+    for number, row in enumerate(body, 2):
+        if len(row) != len(header):
+            raise BadSettingError(f"{path}, line {number}: {len(row)} values, the header has {len(header)}")
+    return {name: [row[at] for row in body] for at, name in enumerate(header)}
+
+
+def _read_parquet(path: Path) -> Mapping[str, Sequence[object]]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ModuleNotFoundError as error:
+        raise NotImplementedHereError("Parquet needs pyarrow: pip install 'playserve[laws]'") from error
+    try:
+        columns: dict[str, Sequence[object]] = pyarrow.parquet.read_table(path).to_pydict()
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise DataLossError(f"{path}: not a Parquet file ({error})") from error
+    return columns
+
+
+def _read_json(path: Path) -> Mapping[str, Sequence[object]]:
+    value = _load(path)
+    if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
+        raise BadSettingError(f"{path}: a JSON table is a list of objects, one a cell")
+    return _columns(value)
+
+
+def _read_grid(folder: Path) -> CellTable:
+    paths = sorted((folder / "cells").glob("*.json"))
+    if not paths:
+        raise TooFewCellsError(f"{folder} has no finished cell in {folder / 'cells'}")
+    rows = [_load(path) for path in paths]
+    for row, path in zip(rows, paths, strict=True):
+        returns = folder / "returns" / path.name
+        if returns.exists():
+            row.update({name: value for name, value in _load(returns).items() if name.startswith("return_")})
+    conventions = sorted({str(row.get("flops_convention", "not stated")) for row in rows})
+    if len(conventions) > 1:
+        raise BadSettingError(f"{folder} mixes ways to count FLOPs: {'; '.join(conventions)}")
+    return CellTable.from_columns(
+        _columns(rows), clusters=[_clusters(row) for row in rows], convention=conventions[0], source=str(folder)
+    )
+
+
+def _load(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataLossError(f"{path}: not JSON ({error})") from error
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Sequence[object]]:
+    names = dict.fromkeys(name for row in rows for name, value in row.items() if not isinstance(value, dict | list))
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _clusters(row: Mapping[str, Any]) -> Clusters | None:
+    found = row.get("clusters")
+    if not found:
+        return None
+    ids = tuple(str(i) for i in found["ids"])
+    return Clusters(ids, np.array(found["loss_sum"], np.float64), np.array(found["labels"], np.float64))
