@@ -156,8 +156,16 @@ def _many_starts(table: CellTable, options: FitOptions, quick: Mapping[str, Any]
         "law": _plain(law),
         "starts": len(chosen),
         "objective_ratio": quick["law"]["objective"] / law.objective if law.objective else None,
-        "agrees": quick["law"]["objective"] <= law.objective * (1 + 1e-3) + 1e-12,
+        "verdict": _agreement(quick["law"]["objective"], law.objective),
     }
+
+
+def _agreement(quick: float, slow: float) -> str:
+    """Return whether two objectives are the same to a thousandth, or which of them is lower."""
+    near = 1e-3 * max(quick, slow) + 1e-12
+    return (
+        "agree" if abs(quick - slow) <= near else "projection is better" if quick < slow else "many starts are better"
+    )
 
 
 def _constrained(table: CellTable) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from playserve_trainer.laws.estimators import OptimaFit, Settings, chosen
+from playserve_trainer.laws.estimators import Settings, chosen, fit_optima
 from playserve_trainer.laws.isoflop import BudgetCurve, budget_curves, optimum_of
+from playserve_trainer.laws.power import PowerLaw
 from playserve_trainer.laws.refusals import RefusedError, TooFewCellsError
 from playserve_trainer.laws.table import CellTable
 
@@ -94,15 +95,13 @@ def hold_out(table: CellTable, settings: Settings) -> list[HoldOut]:
             fits[name] = estimator(below, settings)
         except RefusedError as error:
             refused[name] = str(error)
-    largest = budget_curves(below)[-1]
+    pure, largest = _pure(below, settings), budget_curves(below)[-1]
     found = []
     for curve in budget_curves(above):
         loss, params, edge = _measured(curve, settings)
         predictions = {name: _prediction(fit.forecast(curve.budget), loss, params) for name, fit in fits.items()}
-        based = fits.get("argmin")
-        if isinstance(based, OptimaFit):
-            pure = {"loss": based.pure.predict(curve.budget)}
-            predictions["pure power law"] = _prediction(pure, loss, params)
+        if pure is not None:
+            predictions["pure power law"] = _prediction({"loss": pure.predict(curve.budget)}, loss, params)
         predictions["last value"] = _prediction({"loss": float(largest.value.min())}, loss, params)
         found.append(
             HoldOut(
@@ -111,6 +110,14 @@ def hold_out(table: CellTable, settings: Settings) -> list[HoldOut]:
             )
         )  # fmt: skip
     return found
+
+
+def _pure(below: CellTable, settings: Settings) -> PowerLaw | None:
+    """Return the baseline without an offset, through the raw best of each budget."""
+    try:
+        return fit_optima(below, settings, estimator="argmin", keep_edges=True).pure
+    except RefusedError:
+        return None
 
 
 def _measured(curve: BudgetCurve, settings: Settings) -> tuple[float, float, bool]:

@@ -100,8 +100,8 @@ def fit_many_starts(
     """Return the best law of L-BFGS runs from many starts, as published; minutes instead of milliseconds.
 
     Args:
-        params: N [K]; searched in millions.
-        samples: D [K]; searched in thousands of millions.
+        params: N [K]; searched in units of a thousandth of their geometric mean, which is near the published millions.
+        samples: D [K]; in units of a thirtieth of theirs, near the published thousands of millions.
         loss: [K].
         starts: (e, a, b, alpha, beta) each, e, a, b as logarithms; None: the 4,500 of Epoch's refit.
 
@@ -109,7 +109,8 @@ def fit_many_starts(
         TooFewCellsError, NotPositiveError: As :func:`fit_parametric`.
     """
     log_n, log_d, log_l = _logs(params, samples, loss)
-    scaled = (log_n - math.log(1e6), log_d - math.log(1e9), log_l)
+    centre = float(log_n.mean()) - math.log(1e3), float(log_d.mean()) - math.log(30.0)
+    scaled = (log_n - centre[0], log_d - centre[1], log_l)
     best: optimize.OptimizeResult | None = None
     for start in chinchilla_starts() if starts is None else starts:
         found = optimize.minimize(
@@ -120,7 +121,7 @@ def fit_many_starts(
             best = found
     if best is None:
         raise TooFewCellsError("no start at all was given to the many-start fit")
-    return _law(best.x, float(best.fun), len(loss), (math.log(1e6), math.log(1e9)))
+    return _law(best.x, float(best.fun), len(loss), centre)
 
 
 def chinchilla_starts() -> list[tuple[float, ...]]:

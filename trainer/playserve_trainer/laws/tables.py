@@ -31,11 +31,11 @@ def number_text(value: float | None, digits: int = 4) -> str:
     return f"{value:,.{digits}g}"
 
 
-def interval_text(interval: Mapping[str, Any] | None) -> str:
+def interval_text(interval: Mapping[str, Any] | None, digits: int = 4) -> str:
     """Return an interval for people; "" where there is none."""
     if not interval or interval["low"] is None:
         return ""
-    return f" [{number_text(interval['low'])}, {number_text(interval['high'])}]"
+    return f" [{number_text(interval['low'], digits)}, {number_text(interval['high'], digits)}]"
 
 
 def print_fit(console: Console, found: Mapping[str, Any]) -> None:
@@ -68,13 +68,15 @@ def print_forecasts(console: Console, found: Mapping[str, Any]) -> None:
         if "refused" in value and "why" in value:
             console.print(f"{name}: no forecast: {value['why']}", markup=False)
             continue
-        table = Table(title=f"Forecasts, {name}", title_justify="left")
-        for column in ("C", "beyond the cells", "law", "N", "D", "loss of the one agent that is trained"):
-            table.add_column(column, justify="left" if column == "law" else "right")
+        title = f"Forecasts, {name}; the interval of the loss is for the one agent that is trained"
+        table = Table(title=title, title_justify="left")
+        for column in ("C", "beyond", "law", "N", "D", "loss"):
+            table.add_column(column, justify="left" if column == "law" else "right", no_wrap=column == "law")
         for of in value["forecasts"]:
             values, intervals = of["values"], of["intervals"]
             cells = [
-                number_text(values[name]) + interval_text(intervals.get(name)) for name in ("params", "samples", "loss")
+                number_text(values[name], 3) + interval_text(intervals.get(name), 3)
+                for name in ("params", "samples", "loss")
             ]
             table.add_row(f"{of['flops']:.3g}", f"{of['beyond']:.1f}x", of["estimator"], *cells)
         console.print(table)
@@ -105,10 +107,9 @@ def _law_table(group: Mapping[str, Any]) -> Table:
 def _print_many_starts(console: Console, group: Mapping[str, Any]) -> None:
     check = group["many_starts"]
     if check:
-        agrees = "agree" if check["agrees"] else "DO NOT agree"
         console.print(
-            f"Parametric law: variable projection and {check['starts']:,} starts {agrees} "
-            f"(alpha {check['law']['alpha']:.4f}, beta {check['law']['beta']:.4f}, E {check['law']['e']:.4f})",
+            f"Parametric law, variable projection and {check['starts']:,} starts: {check['verdict']} (the starts: "
+            f"alpha {check['law']['alpha']:.4f}, beta {check['law']['beta']:.4f}, E {check['law']['e']:.4f})",
             markup=False,
         )
 
@@ -175,6 +176,8 @@ def _print_comparisons(console: Console, comparisons: Any) -> None:
 
 def _reproducibility_table(value: Mapping[str, Any]) -> Table:
     table = Table(show_header=False, box=None, title="To reproduce", title_justify="left")
+    table.add_column()
+    table.add_column(overflow="fold")
     for name, of in value.items():
         table.add_row(name.replace("_", " "), ", ".join(map(str, of)) if isinstance(of, list) else str(of))
     return table
