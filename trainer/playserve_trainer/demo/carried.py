@@ -17,8 +17,9 @@ from typing import Any
 
 from playserve.errors import BadSettingError
 from playserve_trainer.demo.files import read_json
+from playserve_trainer.models.p2p.text import missing_library
 
-__all__ = ["LARGEST_BYTES", "carried_checkpoint", "carry", "main", "origin_of"]
+__all__ = ["LARGEST_BYTES", "carried_checkpoint", "carry", "main", "origin_of", "why_absent"]
 
 #: A package is no place for more.
 LARGEST_BYTES = 10_000_000
@@ -31,6 +32,16 @@ def carried_checkpoint(name: str, folder: Path = _FOLDER) -> Path | None:
     """Return the folder of a checkpoint that is carried; None: it is not."""
     path = folder / name
     return path if (path / "manifest.json").is_file() and (path / "model.safetensors").is_file() else None
+
+
+def why_absent(name: str, folder: Path = _FOLDER) -> str:
+    """Return why a carried checkpoint cannot play here; "": it can."""
+    path = carried_checkpoint(name, folder)
+    if path is None:
+        return "this package carries no checkpoint of it"
+    encoder = str(read_json(path / "manifest.json").get("config", {}).get("text_encoder", "none"))
+    missing = missing_library(encoder)
+    return f"its instructions are read by {missing}: pip install 'playserve[text]'" if missing else ""
 
 
 def carry(out: Path, folder: Path = _FOLDER) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from playserve.files import write_text
-from playserve_trainer.demo.carried import carried_checkpoint
+from playserve_trainer.demo.carried import carried_checkpoint, why_absent
 from playserve_trainer.demo.folder import clear_folder, locked_folder
 from playserve_trainer.demo.log import DemoLog, now
 from playserve_trainer.demo.outcome import GameOutcome, is_begun, is_played, is_published, is_trained, read_outcomes
@@ -41,10 +41,11 @@ def run_demo(plan: DemoPlan, out: Path, console: Console, *, fresh: bool = False
     with locked_folder(out):
         if fresh:
             clear_folder(out, _PARTS, (PAGE_NAME,))
-        absent = [game.game for game in plan.games if game.carried and carried_checkpoint(game.carried) is None]
-        for name in absent:
-            console.print(f"left out: {name}; this package carries no checkpoint of it", markup=False)
-        plan = plan.without(absent)
+        absent = {game.game: why_absent(game.carried) for game in plan.games if game.carried}
+        for name, why in absent.items():
+            if why:
+                console.print(f"left out: {name}; {why}", markup=False)
+        plan = plan.without([name for name, why in absent.items() if why])
         log = DemoLog.open(out, plan)
         _Demo(plan, out, console, log).run()
         outcomes = read_outcomes(plan, out)

@@ -27,11 +27,12 @@ from torch import Tensor
 from playserve.errors import BadSettingError, NotFoundError, NotImplementedHereError
 
 __all__ = ["EMBEDDING_GEMMA", "MINILM", "GemmaEncoder", "LazyEncoder", "SentenceEncoder", "TextEncoder", "WordEncoder",
-           "load_encoder", "width_of"]  # fmt: skip
+           "load_encoder", "missing_library", "width_of"]  # fmt: skip
 
 EMBEDDING_GEMMA = "google/embeddinggemma-300m"
 MINILM = "all-MiniLM-L6-v2"
 _GEMMA_TOKENS = 128
+_SENTENCES = "sentence_transformers"
 _PIECE = 4  # letters of a hashed piece of a word
 
 
@@ -64,6 +65,14 @@ def load_encoder(name: str, width: int) -> TextEncoder:
     if encoder.width != width:
         raise BadSettingError(f"text encoder {name!r} gives vectors of {encoder.width}; the policy wants {width}")
     return encoder
+
+
+def missing_library(name: str) -> str:
+    """Return the package that an encoder needs and that is not installed; "": nothing is missing. Loads nothing."""
+    if name in ("none", "words"):
+        return ""
+    needed = "transformers" if name == "embeddinggemma" or name.startswith("gemma:") else _SENTENCES
+    return "" if importlib.util.find_spec(needed) else needed
 
 
 def width_of(name: str) -> int | None:
