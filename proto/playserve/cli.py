@@ -27,6 +27,7 @@ _EXTRAS = {
     "grpc_reflection": "serve", "tritonclient": "serve",
     "ale_py": "envs", "gymnasium": "envs", "nle": "envs", "cv2": "envs", "rich": "envs", "PIL": "envs",
     "vizdoom": "envs", "av": "envs",
+    "scipy": "laws", "matplotlib": "laws",
     "lz4": "play", "simplejpeg": "play", "mss": "play", "pynput": "play",
 }  # fmt: skip
 

@@ -171,3 +171,30 @@ def test_without_held_out_games_there_is_nothing_to_compare(write_games: Write) 
     prepared = nethack.prepare(_config(write_games(), held_out=0.0))
     assert prepared.held_out is None
     assert prepared.baselines == ()
+
+
+def test_held_out_frames_do_not_depend_on_the_run_and_say_their_games(write_games: Write) -> None:
+    data = write_games()
+    games = nethack.read(_config(data))
+    found = []
+    for rows, steps, seed in ((2, 8, 0), (3, 16, 5)):
+        config = _config(data, batch_size=rows, sequence_length=steps, seed=seed)
+        prepared = nethack.prepare(config, data=games)
+        assert prepared.held_out_as is not None
+        its = prepared.held_out_as(64, 10, 1)  # more rows than a few games fill
+        assert its.episodes == ("0", "1", "2", "3", "4", "5")
+        found.append([its.source.batch(index) for index in range(2)])
+    for one, other in zip(*found, strict=True):
+        assert one.episodes_BT is not None
+        assert other.episodes_BT is not None
+        assert (one.episodes_BT == other.episodes_BT).all()
+        assert (one.inputs["tty_chars"] == other.inputs["tty_chars"]).all()
+        assert set(one.episodes_BT.flatten().tolist()) <= set(games.games.select(held_out=True).tolist())
+
+
+def test_a_share_of_the_games_is_learnt_from(write_games: Write) -> None:
+    data = write_games((MONK,) * 12)
+    whole = nethack.prepare(_config(data))
+    part = nethack.prepare(TrainConfig.from_json({**_config(data).to_json(), "data_share": 0.5}))
+    assert part.source.num_samples < 0.75 * whole.source.num_samples
+    assert part.report.digest != whole.report.digest

@@ -1,6 +1,7 @@
 """The p2p recipe: from recordings to a checkpoint that plays, resumed, fine-tuned, mixed."""
 
 import json
+import math
 import time
 import tracemalloc
 from pathlib import Path
@@ -13,13 +14,16 @@ import torch
 
 from playserve.cli import main
 from playserve.errors import BadSettingError, NotFoundError
+from playserve.p2p.vocabulary import Vocabulary
 from playserve_client.p2p.recording import Source
 from playserve_trainer import checkpoint
 from playserve_trainer.data.prefetch import Prefetcher
 from playserve_trainer.models.p2p.text import MINILM
+from playserve_trainer.models.p2p.tokens import groups
 from playserve_trainer.models.policy import INSTRUCTION
 from playserve_trainer.recipes import Prepared, p2p
 from playserve_trainer.train import finish
+from playserve_trainer.train.by_episode import EpisodeLosses
 from playserve_trainer.train.config import TrainConfig
 from playserve_trainer.train.loop import Trainer
 from playserve_trainer.train.start import begin_from
@@ -281,3 +285,37 @@ def test_frames_in_memory_stay_below_the_stated_limit(data: Path, tmp_path: Path
         tracemalloc.stop()
     # numpy counts frames here; the rest is small. One batch may have been handed over while the next is begun.
     assert batch < peak < (limit_mib << 20) + 300_000
+
+
+def test_losses_by_recording_add_up_to_the_loss_in_units_of_guessing(data: Path, tmp_path: Path) -> None:
+    clusters = []
+    for number, rows in enumerate((2, 4)):
+        config = _config(data, tmp_path / str(number), batch_size=rows, seed=0, augment=False)
+        prepared = p2p.prepare(config, data=p2p.read(config))
+        assert prepared.held_out_as is not None
+        its = prepared.held_out_as(2, 8, 3)
+        trainer = Trainer(
+            config, prepared.policy, prepared.source, its.source, data_digest=prepared.report.digest,
+            scores=prepared.scores, by_episode=EpisodeLosses(its.episodes, prepared.head_weights),
+        )  # fmt: skip
+        evaluation = trainer.evaluate()
+        assert evaluation is not None
+        assert evaluation.clusters is not None
+        clusters.append(evaluation.clusters)
+        vocabulary = Vocabulary.from_json(p2p._model(config)["vocabulary"])
+        wanted = sum(evaluation.scores[f"ce_{name}"] / math.log(n) for name, n, _ in groups(vocabulary))
+        assert evaluation.clusters.loss == pytest.approx(wanted, rel=1e-5)
+        assert trainer.evaluation_s > 0
+    # The same weights on the same samples, whatever the batch of the run.
+    assert clusters[0] == clusters[1]
+    recordings = p2p.read(_config(data, tmp_path / "again"))[0]
+    held_out = {recordings.folders[r] for r in recordings.select(held_out=True)}
+    assert set(clusters[0].ids) <= held_out
+
+
+def test_a_share_of_the_recordings_is_learnt_from(data: Path, tmp_path: Path) -> None:
+    config = _config(data, tmp_path)
+    whole = p2p.prepare(config)
+    part = p2p.prepare(TrainConfig.from_json({**config.to_json(), "data_share": 0.4}))
+    assert part.source.num_samples < whole.source.num_samples
+    assert part.report.digest != whole.report.digest

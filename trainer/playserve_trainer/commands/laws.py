@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from playserve.errors import BadSettingError, NotImplementedHereError
+from playserve.errors import BadSettingError
 
 if TYPE_CHECKING:
     from playserve_trainer.laws.fitting import FitOptions
@@ -64,10 +64,6 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Fit, and print or write; a refusal of one law is shown in its place."""
-    try:
-        import scipy  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise NotImplementedHereError("laws need scipy: pip install 'playserve[laws]'") from error
     from playserve_trainer.laws.fitting import fit_laws
     from playserve_trainer.laws.forecasting import check_distance
     from playserve_trainer.laws.reading import read_tables

@@ -29,6 +29,8 @@ class Batch:
         first_BT: bool, steps that begin an episode, or a sequence whose past is not to be remembered.
         labels_BTH: int64, the expert's actions, IGNORED_LABEL where there is none to learn.
         samples: Steps in the batch that count as data (D); padding does not.
+        episodes_BT: int64, the number of each step's episode, where a source was asked to say it (held-out losses by
+            episode); else None.
     """
 
     inputs: Mapping[str, Tensor]
@@ -36,6 +38,7 @@ class Batch:
     first_BT: Tensor
     labels_BTH: Tensor
     samples: int
+    episodes_BT: Tensor | None = None
 
     def to(self, where: device) -> Batch:
         """Return the batch on a device; nothing is copied if it is there already."""
@@ -47,6 +50,7 @@ class Batch:
             self.first_BT.to(where, non_blocking=True),
             self.labels_BTH.to(where, non_blocking=True),
             self.samples,
+            None if self.episodes_BT is None else self.episodes_BT.to(where, non_blocking=True),
         )
 
     def rows(self, start: int, stop: int) -> Batch:
@@ -58,6 +62,7 @@ class Batch:
             self.first_BT[span],
             self.labels_BTH[span],
             self.samples * stop // count - self.samples * start // count,
+            None if self.episodes_BT is None else self.episodes_BT[span],
         )
 
 

@@ -149,6 +149,7 @@ class NetHackStreams:
         sequence_length: T.
         seed: Of the order of the games.
         inventory: Whether inventory glyphs are wanted; every game must have them.
+        tell_episodes: Whether batches say the game of each step, as its index in the dataset.
 
     Raises:
         ValueError: There are fewer frames than B * T.
@@ -163,6 +164,7 @@ class NetHackStreams:
         sequence_length: int,
         seed: int,
         inventory: bool = False,
+        tell_episodes: bool = False,
     ) -> None:
         if inventory and not dataset.has_inventory:
             raise BadSettingError(
@@ -172,6 +174,7 @@ class NetHackStreams:
         self._dataset = dataset
         self._chosen = chosen
         self._inventory = inventory
+        self._tell_episodes = tell_episodes
         self._order = StreamOrder(dataset.lengths[chosen], batch_size, sequence_length, seed)
         # Its last entry stands for index -1: no key, no action.
         self._actions = np.append(KEY_TO_ACTION.astype(np.int64), UNKNOWN_ACTION)
@@ -199,4 +202,5 @@ class NetHackStreams:
             torch.from_numpy(first_BT),
             torch.from_numpy(labels_BT).unsqueeze(-1),
             labels_BT.size,
+            torch.from_numpy(self._chosen[game_BT]) if self._tell_episodes else None,
         )

@@ -185,6 +185,7 @@ class Clips:
         workers: Threads; 0: one for each core.
         memory_limit_bytes: Most that decoded frames may hold, those made ahead included.
         batches_ahead: How many the loop has made ahead.
+        tell_episodes: Whether batches say the recording of each step, as its index in its set.
 
     Attributes:
         broken: What was wrong with videos that could not be decoded, by path; their clips teach nothing.
@@ -209,6 +210,7 @@ class Clips:
         workers: int = 0,
         memory_limit_bytes: int = 4 << 30,
         batches_ahead: int = 3,
+        tell_episodes: bool = False,
     ) -> None:
         self.batch_size, self.sequence_length = batch_size, sequence_length
         self.num_samples = sum(part.order.num_frames for part in sets)
@@ -217,6 +219,7 @@ class Clips:
         self._size = sets[0].recordings.frame_size
         self._heads = sets[0].recordings.tokens_NH.shape[1]
         self._text_vectors, self._text_width, self._text_dropout = text_vectors, text_width, text_dropout
+        self._tell_episodes = tell_episodes
         self._starts = [part.recordings.starts_R for part in sets]
         self._pool = ThreadPoolExecutor(workers or len(os.sched_getaffinity(0)), thread_name_prefix="clips")
         held = (batches_ahead + _BATCHES_IN_USE) * self.batch_bytes
@@ -252,7 +255,11 @@ class Clips:
             torch.from_numpy(labels.first_BT),
             torch.from_numpy(labels.labels_BTH),
             int(labels.valid_BT.sum()),
+            self._episodes(spans) if self._tell_episodes else None,
         )
+
+    def _episodes(self, spans: Sequence[_Span]) -> torch.Tensor:
+        return torch.tensor([[span.recording] * self.sequence_length for span in spans])
 
     def labels(self, index: int) -> Labels:
         """Return the actions of a batch; no frame is decoded."""

@@ -80,4 +80,5 @@ def _pinned(batch: Batch) -> Batch:
         batch.first_BT.pin_memory(),
         batch.labels_BTH.pin_memory(),
         batch.samples,
+        None if batch.episodes_BT is None else batch.episodes_BT.pin_memory(),
     )

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from playserve.errors import BadSettingError
 
-__all__ = ["held_out_episodes", "split_hash"]
+__all__ = ["held_out_episodes", "share_digest", "share_of_episodes", "split_hash", "unique_names"]
 
 
 def split_hash(env: str, game: str, seed: int) -> float:
@@ -35,3 +38,40 @@ def held_out_episodes(hashes: Sequence[float], fraction: float) -> list[bool]:
         elif all(held_out):
             held_out[hashes.index(max(hashes))] = False
     return held_out
+
+
+def share_of_episodes(
+    chosen: NDArray[np.int64], hashes: Sequence[float], lengths: NDArray[np.int64], share: float
+) -> NDArray[np.int64]:
+    """Return the episodes, of those that are learnt from, that make up a share of their steps, in the same order.
+
+    They are taken whole, in the order of their hashes, until the number of steps is as near to the share as it gets:
+    what a smaller share takes lies within what a larger one takes. At least one is taken.
+
+    Args:
+        chosen: Indices of the episodes that are learnt from.
+        hashes: Of every episode, see :func:`split_hash`.
+        lengths: Steps of every episode.
+        share: Above 0, at most 1.
+    """
+    if share >= 1.0 or not len(chosen):
+        return chosen
+    order = chosen[np.argsort(np.asarray(hashes)[chosen], kind="stable")]
+    steps = np.cumsum(lengths[order])
+    taken = max(1, int(np.argmin(np.abs(np.concatenate([[0], steps]) - share * steps[-1]))))
+    return np.sort(order[:taken])
+
+
+def share_digest(digest: str, share: float) -> str:
+    """Return the digest of a share of the data with a digest; of all of them it is theirs."""
+    return digest if share >= 1.0 else hashlib.sha256(f"{digest} {share!r}".encode()).hexdigest()
+
+
+def unique_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the names; those that come again get a number."""
+    seen: dict[str, int] = {}
+    found = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        found.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return tuple(found)

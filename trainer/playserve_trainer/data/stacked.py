@@ -47,9 +47,12 @@ def gather_stacks(
 class _Frames:
     """What both sources share: from steps to a batch."""
 
-    def __init__(self, episodes: Episodes, batch_size: int, sequence_length: int, depth: int) -> None:
+    def __init__(
+        self, episodes: Episodes, batch_size: int, sequence_length: int, depth: int, *, tell_episodes: bool
+    ) -> None:
         self._episodes = episodes
         self._depth = depth
+        self._tell_episodes = tell_episodes
         self.batch_size = batch_size
         self.sequence_length = sequence_length
 
@@ -58,12 +61,16 @@ class _Frames:
         stacks_MHWC = gather_stacks(data.frames_NHW, step_BT.reshape(-1), data.start_N, self._depth)
         begins_BT = step_BT == data.start_N[step_BT]
         executed_BT = np.where(begins_BT, UNKNOWN_ACTION, data.executed_N[np.maximum(step_BT - 1, 0)])
+        episodes_BT = None
+        if self._tell_episodes:
+            episodes_BT = torch.from_numpy(np.searchsorted(data.starts_E, step_BT, side="right") - 1)
         return Batch(
             {"frames": torch.from_numpy(stacks_MHWC).view(*shape, *stacks_MHWC.shape[1:])},
             torch.from_numpy(executed_BT).unsqueeze(-1),
             torch.from_numpy(first_BT),
             torch.from_numpy(data.label_N[step_BT]).unsqueeze(-1),
             step_BT.size,
+            episodes_BT,
         )
 
 
@@ -76,12 +83,20 @@ class ShuffledSteps(_Frames):
         batch_size: B.
         seed: Of the order.
         depth: Frames in a stack.
+        tell_episodes: Whether batches say the episode of each step.
     """
 
     def __init__(
-        self, episodes: Episodes, chosen: NDArray[np.int64], *, batch_size: int, seed: int, depth: int = 4
+        self,
+        episodes: Episodes,
+        chosen: NDArray[np.int64],
+        *,
+        batch_size: int,
+        seed: int,
+        depth: int = 4,
+        tell_episodes: bool = False,
     ) -> None:
-        super().__init__(episodes, batch_size, 1, depth)
+        super().__init__(episodes, batch_size, 1, depth, tell_episodes=tell_episodes)
         self._steps = episodes.steps_of(chosen)
         self._order = ShuffledOrder(len(self._steps), batch_size, seed)
         self.carries_state = False
@@ -103,6 +118,7 @@ class Streams(_Frames):
         sequence_length: T.
         seed: Of the order of the episodes.
         depth: Frames in a stack.
+        tell_episodes: Whether batches say the episode of each step.
     """
 
     def __init__(
@@ -114,8 +130,9 @@ class Streams(_Frames):
         sequence_length: int,
         seed: int,
         depth: int = 4,
+        tell_episodes: bool = False,
     ) -> None:
-        super().__init__(episodes, batch_size, sequence_length, depth)
+        super().__init__(episodes, batch_size, sequence_length, depth, tell_episodes=tell_episodes)
         self._starts_E = episodes.starts_E[chosen]
         self._order = StreamOrder(episodes.lengths_E[chosen], batch_size, sequence_length, seed)
         self.carries_state = True

@@ -8,8 +8,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from playserve.errors import NotImplementedHereError
 from playserve.files import replacing, write_json, write_text
+from playserve_trainer.laws.figures import figures_of, png, svg
 from playserve_trainer.laws.tables import interval_text, number_text
 
 __all__ = ["PAGE_NAME", "write_report"]
@@ -34,17 +34,8 @@ _MEANINGS = {
 
 
 def write_report(found: Mapping[str, Any], out: Path, *, title: str, cited: Sequence[str] = ()) -> Path:
-    """Write the report of what :func:`playserve_trainer.laws.fitting.fit_laws` found; return the page.
-
-    Raises:
-        NotImplementedHereError: matplotlib is not installed.
-    """
-    try:
-        from playserve_trainer.laws.figures import figures_of, png, svg
-
-        drawn = [(group, figures_of(group)) for group in found["groups"]]
-    except ModuleNotFoundError as error:
-        raise NotImplementedHereError("figures need matplotlib: pip install 'playserve[laws]'") from error
+    """Write the report of what :func:`playserve_trainer.laws.fitting.fit_laws` found; return the page."""
+    drawn = [(group, figures_of(group)) for group in found["groups"]]
     out.mkdir(parents=True, exist_ok=True)
     sections = []
     for group, figures in drawn:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from playserve_trainer.models.policy import Policy
     from playserve_trainer.train.evaluate import Scores
 
-__all__ = ["Baseline", "Prepared", "Recipe"]
+__all__ = ["Baseline", "HeldOut", "HeldOutMaker", "Prepared", "Recipe"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +42,24 @@ class Baseline:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOut:
+    """Held-out batches that say their episodes.
+
+    Attributes:
+        source: The batches.
+        episodes: Name of each episode, by the number that batches give it.
+    """
+
+    source: BatchSource
+    episodes: tuple[str, ...]
+
+
+#: Makes held-out batches of (batch size, sequence length, seed of the order), whatever those of the run are: runs that
+#: differ in them are evaluated on the same samples so.
+HeldOutMaker = Callable[[int, int, int], HeldOut]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
     """What a recipe makes of its settings.
 
@@ -52,6 +70,8 @@ class Prepared:
         report: What was read.
         baselines: What the held-out loss is to be compared with.
         scores: What an evaluation measures beside loss and accuracy, or None.
+        held_out_as: Makes held-out batches cut in another way; None if nothing is held out.
+        head_weights: What a nat of each head counts in a step's held-out loss; empty: 1 each.
     """
 
     policy: Policy
@@ -60,10 +80,16 @@ class Prepared:
     report: DataReport
     baselines: tuple[Baseline, ...] = ()
     scores: Scores | None = None
+    held_out_as: HeldOutMaker | None = None
+    head_weights: tuple[float, ...] = ()
 
 
 class Recipe(Protocol):
-    """What a recipe's module holds; OPTION_FLAGS, flags that become entries of the setting `options`, may be absent."""
+    """What a recipe's module holds.
+
+    OPTION_FLAGS, flags that become entries of the setting `options`, and READ_MODEL_FLAGS, model flags that `read` goes
+    by, may be absent.
+    """
 
     SUMMARY: str
     #: The flag that becomes the setting `task`.
@@ -77,5 +103,13 @@ class Recipe(Protocol):
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return training settings: the family's good ones, overridden by those given on the command line."""
 
-    def prepare(self, config: TrainConfig, progress: Callable[[int, int], None] | None = None) -> Prepared:
-        """Read the data and make the policy."""
+    def read(self, config: TrainConfig, progress: Callable[[int, int], None] | None = None) -> Any:
+        """Read the data: what :meth:`prepare` takes for runs on the same data, task and held-out share."""
+
+    def prepare(
+        self, config: TrainConfig, progress: Callable[[int, int], None] | None = None, *, data: Any = None
+    ) -> Prepared:
+        """Make the policy and its batches; read the data, unless :meth:`read` has."""
+
+    def sketch(self, config: TrainConfig) -> Policy:
+        """Return a policy of the run's shapes, its weights of no use, from as little of the data as that takes."""

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from playserve.errors import BadSettingError, NotFoundError
-from playserve_trainer.recipes import Prepared
+from playserve.errors import BadSettingError, DataLossError, NotFoundError
+from playserve_trainer.recipes import HeldOut, Prepared
 from playserve_trainer.train.config import TrainConfig
 
 if TYPE_CHECKING:
-    from playserve_trainer.data.episodes import Episodes
+    import numpy as np
+    from numpy.typing import NDArray
 
-__all__ = ["DEFAULTS", "MODEL_FLAGS", "SUMMARY", "TASK_FLAG", "configure", "prepare", "settings"]
+    from playserve_trainer.data.episodes import Episodes
+    from playserve_trainer.data.stacked import ShuffledSteps, Streams
+    from playserve_trainer.models.policy import Policy
+
+__all__ = ["DEFAULTS", "MODEL_FLAGS", "SUMMARY", "TASK_FLAG", "configure", "prepare", "read", "settings",
+           "sketch"]  # fmt: skip
 
 SUMMARY = "the width-scaled convolutional net, on recordings of one Atari game"
 TASK_FLAG = "game"
@@ -70,8 +78,27 @@ def settings(given: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, **rest}
 
 
-def prepare(config: TrainConfig, progress: Callable[[int, int], None] | None = None) -> Prepared:
-    """Read the game's episodes and make the policy for its action set.
+def read(config: TrainConfig, progress: Callable[[int, int], None] | None = None) -> Episodes:
+    """Read the game's episodes.
+
+    Raises:
+        NotFoundError: There are none.
+    """
+    from playserve_trainer.data.episodes import load_episodes
+
+    return load_episodes(
+        _folder(Path(config.data), config.task),
+        held_out_fraction=config.held_out,
+        memory_limit_bytes=config.memory_limit_mib << 20,
+        scratch=Path(config.out),
+        progress=progress,
+    )
+
+
+def prepare(
+    config: TrainConfig, progress: Callable[[int, int], None] | None = None, *, data: Episodes | None = None
+) -> Prepared:
+    """Read the game's episodes, unless they are given, and make the policy for its action set.
 
     Raises:
         NotFoundError: There are no episodes.
@@ -79,39 +106,80 @@ def prepare(config: TrainConfig, progress: Callable[[int, int], None] | None = N
     """
     import torch
 
-    from playserve_trainer.data.episodes import load_episodes
-    from playserve_trainer.data.stacked import ShuffledSteps, Streams
+    from playserve_trainer.data.split import share_digest, unique_names
     from playserve_trainer.models.registry import build
 
-    episodes = load_episodes(
-        _folder(Path(config.data), config.task),
-        held_out_fraction=config.held_out,
-        memory_limit_bytes=config.memory_limit_mib << 20,
-        scratch=Path(config.out),
-        progress=progress,
-    )
+    episodes = read(config, progress) if data is None else data
     model = {**_protocol(episodes, config.task), **config.model}
     torch.manual_seed(config.seed)
     policy = build(_FAMILY, model)
+    source = _source(episodes, _learnt(episodes, config.data_share), config)
+    report = dataclasses.replace(
+        episodes.report, samples=source.num_samples, digest=share_digest(episodes.report.digest, config.data_share)
+    )
+    if not config.held_out:
+        return Prepared(policy=policy, source=source, held_out=None, report=report)
+    names, held_out = unique_names([f"seed-{meta.seed}" for meta in episodes.metas]), episodes.select(held_out=True)
 
-    def source(held_out: bool) -> ShuffledSteps | Streams:
-        chosen = episodes.select(held_out=held_out)
-        if config.sequence_length == 1:
-            return ShuffledSteps(episodes, chosen, batch_size=config.batch_size, seed=config.seed)
-        return Streams(
-            episodes,
-            chosen,
-            batch_size=config.batch_size,
-            sequence_length=config.sequence_length,
-            seed=config.seed,
+    def held_out_as(batch_size: int, sequence_length: int, seed: int) -> HeldOut:
+        cut = dataclasses.replace(
+            config, batch_size=batch_size, sequence_length=sequence_length, seed=seed, accumulate=1
         )
+        return HeldOut(source=_source(episodes, held_out, cut, tell_episodes=True), episodes=names)
 
     return Prepared(
         policy=policy,
-        source=source(False),
-        held_out=source(True) if config.held_out else None,
-        report=episodes.report,
+        source=source,
+        held_out=_source(episodes, held_out, config),
+        report=report,
+        held_out_as=held_out_as,
     )
+
+
+def sketch(config: TrainConfig) -> Policy:
+    """Return a policy of the run's shapes; the game's actions come from its first recording, or from the emulator."""
+    from playserve_client.recordings import list_episodes, read_meta
+    from playserve_trainer.models.registry import build
+
+    names: tuple[str, ...] = ()
+    with contextlib.suppress(NotFoundError):
+        for path in list_episodes(_folder(Path(config.data), config.task)):
+            with contextlib.suppress(DataLossError, OSError):
+                names = read_meta(path).action_names
+                break
+    if not names:
+        from playserve_client.envs.atari import action_names
+
+        names = action_names(config.task)
+    return build(_FAMILY, {"game": config.task, "num_actions": len(names), **config.model})
+
+
+def _source(
+    episodes: Episodes, chosen: NDArray[np.int64], config: TrainConfig, *, tell_episodes: bool = False
+) -> ShuffledSteps | Streams:
+    """Return the batches of some episodes, cut as the settings say."""
+    from playserve_trainer.data.stacked import ShuffledSteps, Streams
+
+    if config.sequence_length == 1:
+        return ShuffledSteps(
+            episodes, chosen, batch_size=config.batch_size, seed=config.seed, tell_episodes=tell_episodes
+        )
+    return Streams(
+        episodes,
+        chosen,
+        batch_size=config.batch_size,
+        sequence_length=config.sequence_length,
+        seed=config.seed,
+        tell_episodes=tell_episodes,
+    )
+
+
+def _learnt(episodes: Episodes, share: float) -> NDArray[np.int64]:
+    """Return the episodes to learn from."""
+    from playserve_trainer.data.split import share_of_episodes, split_hash
+
+    hashes = [split_hash(meta.env, meta.game, meta.seed) for meta in episodes.metas]
+    return share_of_episodes(episodes.select(held_out=False), hashes, episodes.lengths_E, share)
 
 
 def _folder(data: Path, game: str) -> Path:

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from playserve_trainer.recipes import Prepared
+from playserve_trainer.recipes import HeldOut, Prepared
 from playserve_trainer.train.config import TrainConfig
 
 if TYPE_CHECKING:
-    from playserve_trainer.data.nethack import NetHackStreams
+    import numpy as np
+    from numpy.typing import NDArray
 
-__all__ = ["DEFAULTS", "MODEL_FLAGS", "SUMMARY", "TASK_FLAG", "configure", "prepare", "settings"]
+    from playserve_client.nethack.stats import KeyStatistics
+    from playserve_trainer.data.nethack import NetHackGames, NetHackStreams
+    from playserve_trainer.models.policy import Policy
+
+__all__ = ["DEFAULTS", "MODEL_FLAGS", "SUMMARY", "TASK_FLAG", "configure", "prepare", "read", "settings",
+           "sketch"]  # fmt: skip
 
 SUMMARY = "an LSTM or a causal transformer, on NetHack games of an expert"
 TASK_FLAG = "character"
@@ -74,8 +82,38 @@ def settings(given: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, **rest}
 
 
-def prepare(config: TrainConfig, progress: Callable[[int, int], None] | None = None) -> Prepared:
-    """Open the games and make the policy.
+@dataclass(frozen=True, slots=True)
+class _Data:
+    """Games, and what guesses know of them.
+
+    Attributes:
+        games: The games.
+        sides: Keys of the games to learn from, and of those held out.
+    """
+
+    games: NetHackGames
+    sides: tuple[KeyStatistics, KeyStatistics]
+
+
+def read(config: TrainConfig, progress: Callable[[int, int], None] | None = None) -> _Data:
+    """Open the games, and count their keys.
+
+    Raises:
+        NotFoundError: There are no games, or none of the character.
+        NoKeysError: They hold screens but no keys.
+    """
+    from playserve_client.nethack.stats import key_statistics
+    from playserve_trainer.data.nethack import load_nethack
+
+    games = load_nethack(Path(config.data), held_out_fraction=config.held_out, character=config.task, progress=progress)
+    learnt, held_out = (key_statistics(games.dataset, games.select(held_out=side)) for side in (False, True))
+    return _Data(games, (learnt, held_out))
+
+
+def prepare(
+    config: TrainConfig, progress: Callable[[int, int], None] | None = None, *, data: _Data | None = None
+) -> Prepared:
+    """Open the games, unless they are given, and make the policy.
 
     Raises:
         NotFoundError: There are no games, or none of the character.
@@ -84,36 +122,61 @@ def prepare(config: TrainConfig, progress: Callable[[int, int], None] | None = N
     """
     import torch
 
-    from playserve_client.nethack.keys import ACTION_NAMES, NUM_ACTIONS
-    from playserve_client.nethack.stats import key_statistics
     from playserve_trainer.data.key_baselines import key_baselines
-    from playserve_trainer.data.nethack import NetHackStreams, load_nethack
-    from playserve_trainer.models.registry import build
+    from playserve_trainer.data.nethack import game_hash
+    from playserve_trainer.data.split import share_digest, share_of_episodes, unique_names
 
-    games = load_nethack(Path(config.data), held_out_fraction=config.held_out, character=config.task, progress=progress)
-    protocol = {"character": config.task, "num_actions": NUM_ACTIONS, "action_names": list(ACTION_NAMES)}
+    data = read(config, progress) if data is None else data
+    games, metas = data.games, data.games.dataset.games
     torch.manual_seed(config.seed)
-    policy = build(_FAMILY, {**protocol, **config.model})
+    policy = sketch(config)
+    lengths, hashes = games.dataset.lengths, [game_hash(meta) for meta in metas]
+    learnt = share_of_episodes(games.select(held_out=False), hashes, lengths, config.data_share)
+    source = _source(games, learnt, config)
+    digest = share_digest(games.report.digest, config.data_share)
+    report = dataclasses.replace(games.report, samples=source.num_samples, digest=digest)
+    if not config.held_out:
+        return Prepared(policy=policy, source=source, held_out=None, report=report)
+    names, held_out = unique_names([meta.name for meta in metas]), games.select(held_out=True)
 
-    def source(held_out: bool) -> NetHackStreams:
-        chosen = games.select(held_out=held_out)
-        frames = int(games.dataset.lengths[chosen].sum())
+    def held_out_as(batch_size: int, sequence_length: int, seed: int) -> HeldOut:
         # A handful of held-out games may fill fewer rows than a batch of training has.
-        rows = min(config.batch_size, max(1, frames // config.sequence_length)) if held_out else config.batch_size
-        return NetHackStreams(
-            games.dataset,
-            chosen,
-            batch_size=rows,
-            sequence_length=config.sequence_length,
-            seed=config.seed,
-            inventory=bool(config.model.get("inventory", False)),
-        )
+        rows = min(batch_size, max(1, int(lengths[held_out].sum()) // sequence_length))
+        cut = dataclasses.replace(config, batch_size=rows, sequence_length=sequence_length, seed=seed, accumulate=1)
+        return HeldOut(source=_source(games, held_out, cut, tell_episodes=True), episodes=names)
 
-    sides = [key_statistics(games.dataset, games.select(held_out=held_out)) for held_out in (False, True)]
+    rows = min(config.batch_size, max(1, int(lengths[held_out].sum()) // config.sequence_length))
     return Prepared(
         policy=policy,
-        source=source(False),
-        held_out=source(True) if config.held_out else None,
-        report=games.report,
-        baselines=key_baselines(*sides) if config.held_out else (),
+        source=source,
+        held_out=_source(games, held_out, dataclasses.replace(config, batch_size=rows, accumulate=1)),
+        report=report,
+        baselines=key_baselines(*data.sides),
+        held_out_as=held_out_as,
+    )
+
+
+def sketch(config: TrainConfig) -> Policy:
+    """Return a policy of the run's shapes; the data decide none of them."""
+    from playserve_client.nethack.keys import ACTION_NAMES, NUM_ACTIONS
+    from playserve_trainer.models.registry import build
+
+    protocol = {"character": config.task, "num_actions": NUM_ACTIONS, "action_names": list(ACTION_NAMES)}
+    return build(_FAMILY, {**protocol, **config.model})
+
+
+def _source(
+    games: NetHackGames, chosen: NDArray[np.int64], config: TrainConfig, *, tell_episodes: bool = False
+) -> NetHackStreams:
+    """Return the batches of some games, cut as the settings say."""
+    from playserve_trainer.data.nethack import NetHackStreams
+
+    return NetHackStreams(
+        games.dataset,
+        chosen,
+        batch_size=config.batch_size,
+        sequence_length=config.sequence_length,
+        seed=config.seed,
+        inventory=bool(config.model.get("inventory", False)),
+        tell_episodes=tell_episodes,
     )

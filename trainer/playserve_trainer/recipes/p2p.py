@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
 from playserve.errors import BadSettingError, NotFoundError
-from playserve_trainer.recipes import Prepared
+from playserve_trainer.recipes import HeldOut, Prepared
 from playserve_trainer.train.config import TrainConfig
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from playserve_trainer.data.episodes import DataReport
     from playserve_trainer.data.p2p import Recordings
     from playserve_trainer.data.p2p_clips import ClipSet
     from playserve_trainer.data.p2p_frames import FrameStore
     from playserve_trainer.models.p2p import P2PPolicy
+    from playserve_trainer.models.policy import Policy
 
-__all__ = ["DEFAULTS", "MODEL_FLAGS", "OPTION_FLAGS", "SUMMARY", "TASK_FLAG", "configure", "parse_mix", "prepare",
-           "settings"]  # fmt: skip
+__all__ = ["DEFAULTS", "MODEL_FLAGS", "OPTION_FLAGS", "READ_MODEL_FLAGS", "SUMMARY", "TASK_FLAG", "configure",
+           "parse_mix", "prepare", "read", "settings", "sketch"]  # fmt: skip
 
 SUMMARY = "vision, text and past actions to keyboard and mouse, on recordings in Open P2P's format"
 TASK_FLAG = "game"
 MODEL_FLAGS: tuple[str, ...] = ("size", "text_encoder", "dropout", "mouse_decode", "history", "past_actions")
+#: Model flags that decide how the data are read: a size has its frames.
+READ_MODEL_FLAGS: tuple[str, ...] = ("size",)
 OPTION_FLAGS: tuple[str, ...] = (
     "augment", "mix", "cache", "cache_limit_mib", "text_dropout", "decoders", "trunk_weights",
 )  # fmt: skip
@@ -155,53 +160,64 @@ def parse_mix(text: str) -> tuple[str, Path, float]:
     return name, Path(folder), value
 
 
-def prepare(config: TrainConfig, progress: Callable[[int, int], None] | None = None) -> Prepared:
-    """Read the recordings and make the policy.
+_Read = tuple["Recordings", list[tuple["Recordings", float]]]
+
+
+def read(config: TrainConfig, progress: Callable[[int, int], None] | None = None) -> _Read:
+    """Read the recordings, and those that are mixed in with their shares.
+
+    Raises:
+        NotFoundError: There are no recordings.
+        NoEpisodesError: None can be used, or too few to hold one out.
+    """
+    from playserve.p2p.vocabulary import Vocabulary
+
+    base = _model(config)
+    vocabulary = Vocabulary.from_json(base["vocabulary"])
+    return _read(config, {**_OPTIONS, **config.options}, vocabulary, int(base["frame_size"]), progress)
+
+
+def prepare(
+    config: TrainConfig, progress: Callable[[int, int], None] | None = None, *, data: _Read | None = None
+) -> Prepared:
+    """Read the recordings, unless they are given, and make the policy.
 
     Raises:
         NotFoundError: There are no recordings, or none of the game.
         NoEpisodesError: None can be used, or too few to hold one out.
         BadSettingError: A setting does not fit the data, the memory or the checkpoint to begin from.
     """
-    import torch
-
     from playserve.p2p.vocabulary import Vocabulary
     from playserve_trainer.data.p2p_scores import ActionScores, Guesses, guess_baselines
-    from playserve_trainer.models.p2p.text import width_of
     from playserve_trainer.models.p2p.tokens import groups
-    from playserve_trainer.models.p2p.trunk import load_torchvision_trunk
-    from playserve_trainer.models.registry import build
     from playserve_trainer.train.evaluate import evaluation_batches
 
     options = {**_OPTIONS, **config.options}
-    base = _model(config)
-    vocabulary, frame_size = Vocabulary.from_json(base["vocabulary"]), int(base["frame_size"])
-    main, mixed = _read(config, options, vocabulary, frame_size, progress)
-    if "text_encoder" not in base:
-        base["text_encoder"] = "words" if any(part.texts for part in (main, *(m for m, _ in mixed))) else "none"
-    if not config.init_from:
-        base["text_width"] = width_of(base["text_encoder"]) or base["text_width"]
-    torch.manual_seed(config.seed)
-    policy = build(_FAMILY, base)
-    if options["trunk_weights"]:
-        load_torchvision_trunk(cast("P2PPolicy", policy).image, options["trunk_weights"])
+    main, mixed = read(config, progress) if data is None else data
+    policy = _fresh(config, options, has_texts=any(part.texts for part in (main, *(m for m, _ in mixed))))
     maker = _Maker(config, options, policy)
     stores = [maker.store(part, progress) for part in (main, *(m for m, _ in mixed))]
-    main, report = stores[0][0], stores[0][0].report
+    main = stores[0][0]
     rest = 1.0 - sum(share for _, share in mixed)
     sets = [maker.clip_set(*stores[0], held_out=False, share=rest)]
     sets += [
         maker.clip_set(*store, held_out=False, share=share) for store, (_, share) in zip(stores[1:], mixed, strict=True)
     ]
     source = maker.clips(sets, training=True)
-    if mixed:
-        report = dataclasses.replace(
-            report, digest=_digest([store[0].report.digest for store in stores], options["mix"])
-        )
+    report = _report([store[0] for store in stores], options["mix"], config.data_share, source.num_samples)
     if not config.held_out:
         return Prepared(policy=policy, source=source, held_out=None, report=report)
     held_out = maker.clips([maker.clip_set(*stores[0], held_out=True, share=1.0)], training=False)
-    of_heads = groups(vocabulary)
+
+    def held_out_as(batch_size: int, sequence_length: int, seed: int) -> HeldOut:
+        cut = dataclasses.replace(
+            config, batch_size=batch_size, sequence_length=sequence_length, seed=seed, accumulate=1
+        )
+        its = _Maker(cut, options, policy)
+        clips = its.clips([its.clip_set(*stores[0], held_out=True, share=1.0)], training=False, tell_episodes=True)
+        return HeldOut(source=clips, episodes=tuple(main.folders))
+
+    of_heads = groups(Vocabulary.from_json(_model(config)["vocabulary"]))
     guesses = Guesses.fit(main, maker.chosen(main, held_out=False), of_heads)
     baselines = guess_baselines(guesses, held_out, evaluation_batches(held_out, config.eval_samples), of_heads)
     by_frequency = {name: baselines[0].scores[f"ce_{name}"] for name, _, _ in of_heads}
@@ -212,7 +228,52 @@ def prepare(config: TrainConfig, progress: Callable[[int, int], None] | None = N
         report=report,
         baselines=baselines,
         scores=ActionScores(of_heads, by_frequency),
+        held_out_as=held_out_as,
+        # As in the loss: each group is one mean over its heads, in units of guessing.
+        head_weights=tuple(1 / (heads * math.log(choices)) for _, choices, heads in of_heads for _ in range(heads)),
     )
+
+
+def _fresh(config: TrainConfig, options: Mapping[str, Any], *, has_texts: bool) -> Policy:
+    """Return the policy that a run begins with, its weights drawn by the run's seed."""
+    import torch
+
+    from playserve_trainer.models.p2p.text import width_of
+    from playserve_trainer.models.p2p.trunk import load_torchvision_trunk
+    from playserve_trainer.models.registry import build
+
+    base = _model(config)
+    if "text_encoder" not in base:
+        base["text_encoder"] = "words" if has_texts else "none"
+    if not config.init_from:
+        base["text_width"] = width_of(base["text_encoder"]) or base["text_width"]
+    torch.manual_seed(config.seed)
+    policy = build(_FAMILY, base)
+    if options["trunk_weights"]:
+        load_torchvision_trunk(cast("P2PPolicy", policy).image, options["trunk_weights"])
+    return policy
+
+
+def _report(parts: Sequence[Recordings], mixes: Sequence[str], share: float, samples: int) -> DataReport:
+    """Return the report of what is learnt from: of the first recordings, their digest that of all."""
+    from playserve_trainer.data.split import share_digest
+
+    report = parts[0].report
+    if len(parts) > 1:
+        report = dataclasses.replace(report, digest=_digest([part.report.digest for part in parts], mixes))
+    if share < 1:
+        report = dataclasses.replace(report, samples=samples, digest=share_digest(report.digest, share))
+    return report
+
+
+def sketch(config: TrainConfig) -> Policy:
+    """Return a policy of the run's shapes; it takes instructions, unless the settings say "none"."""
+    from playserve_trainer.models.p2p.text import width_of
+    from playserve_trainer.models.registry import build
+
+    base = {"text_encoder": "words", **_model(config)}
+    base["text_width"] = width_of(base["text_encoder"]) or base["text_width"]
+    return build(_FAMILY, base)
 
 
 def _model(config: TrainConfig) -> dict[str, Any]:
@@ -269,6 +330,15 @@ def _digest(digests: Sequence[str], mixes: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps([digests, [parse_mix(text)[2] for text in mixes]]).encode()).hexdigest()
 
 
+def _learnt(recordings: Recordings, chosen: NDArray[np.int64], share: float) -> NDArray[np.int64]:
+    """Return the recordings of a share of the frames to learn from."""
+    from playserve_trainer.data.p2p import recording_hash
+    from playserve_trainer.data.split import share_of_episodes
+
+    pairs = zip(recordings.games, recordings.folders, strict=True)
+    return share_of_episodes(chosen, [recording_hash(*pair) for pair in pairs], recordings.lengths_R, share)
+
+
 class _Maker:
     """Makes frames, clips and text vectors as a run's settings say."""
 
@@ -313,10 +383,12 @@ class _Maker:
 
         config = self._config
         chosen = self.chosen(recordings, held_out=held_out)
+        if not held_out:
+            chosen = _learnt(recordings, chosen, config.data_share)
         order = ClipOrder(recordings, chosen, config.sequence_length, config.seed, moving=not held_out)
         return ClipSet(recordings, frames, order, share)
 
-    def clips(self, sets: Sequence[ClipSet], *, training: bool) -> Any:
+    def clips(self, sets: Sequence[ClipSet], *, training: bool, tell_episodes: bool = False) -> Any:
         """Return the batches."""
         from playserve_trainer.data.p2p_augment import Augmenter
         from playserve_trainer.data.p2p_clips import Clips
@@ -334,6 +406,7 @@ class _Maker:
             workers=options["decoders"],
             memory_limit_bytes=config.memory_limit_mib << 20,
             batches_ahead=config.prefetch,
+            tell_episodes=tell_episodes,
         )
 
     def _text_vectors(self, sets: Sequence[ClipSet]) -> dict[str, NDArray[np.float32]] | None:

@@ -72,6 +72,8 @@ class TrainConfig:
         parallel: How the policy is spread over the processes that torchrun started: "ddp" (a copy each) or "fsdp"
             (sharded, FSDP2); "auto": "ddp" if there are several.
         held_out: Share of the episodes that is held out, by a hash of their seeds.
+        data_share: Share of the samples to learn from that is learnt from, in whole episodes; what a smaller share
+            takes lies within what a larger one takes, and the held-out side stays.
         eval_samples: About how many held-out samples an evaluation takes.
         eval_every_steps: Steps between evaluations; 0: only at the end.
         log_every_steps: Steps behind one line of metrics.jsonl.
@@ -114,6 +116,7 @@ class TrainConfig:
     compile: bool = False
     parallel: str = "auto"
     held_out: float = 0.1
+    data_share: float = 1.0
     eval_samples: int = 2048
     eval_every_steps: int = 250
     log_every_steps: int = 10
@@ -150,6 +153,8 @@ class TrainConfig:
         for name in ("beta1", "beta2", "held_out", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise BadSettingError(f"{name} is at least 0 and below 1, not {getattr(self, name)}")
+        if not 0 < self.data_share <= 1:
+            raise BadSettingError(f"data_share is above 0 and at most 1, not {self.data_share}")
         if not 0 <= self.final_lr_fraction <= 1:
             raise BadSettingError(f"final_lr_fraction is between 0 and 1, not {self.final_lr_fraction}")
         if self.final_lr_fraction and self.schedule == "constant":

@@ -13,6 +13,7 @@ from torch import Tensor
 from playserve_trainer.data.batches import BatchSource
 from playserve_trainer.data.prefetch import Prefetcher
 from playserve_trainer.models.policy import Policy
+from playserve_trainer.train.by_episode import Clusters, EpisodeLosses
 from playserve_trainer.train.metrics import Means
 from playserve_trainer.train.parallel import Forward, Group
 from playserve_trainer.train.passes import Parts, count_labels, run_pass
@@ -29,12 +30,14 @@ class Evaluation:
         accuracy: Share of labels that the likeliest action hits.
         labels: How many labels were asked for.
         scores: What else the family measures, by name.
+        clusters: The loss by episode, where that was asked for.
     """
 
     loss: float
     accuracy: float
     labels: int
     scores: Mapping[str, float] = field(default_factory=dict)
+    clusters: Clusters | None = None
 
 
 class Scores(Protocol):
@@ -63,6 +66,7 @@ def evaluate(
     prefetch: int,
     group: Group | None = None,
     scores: Scores | None = None,
+    by_episode: EpisodeLosses | None = None,
 ) -> Evaluation | None:
     """Return the means over the first batches of a source; None if they hold no label. The policy is in eval mode.
 
@@ -75,6 +79,7 @@ def evaluate(
         prefetch: Batches made ahead.
         group: Processes that share the rows; where they cannot (too few rows), each does all.
         scores: What else to measure.
+        by_episode: Adds up the loss of each episode; the source's batches say their episodes.
     """
     group = group or Group()
     if source.batch_size % group.size:
@@ -91,7 +96,10 @@ def evaluate(
             means.add(done.loss, done.hits, done.labels, counts.labels_H.sum())
             if scores is not None:
                 scores.add(done.output.logits, part.labels_BTH)
+            if by_episode is not None:
+                by_episode.add(done.output.logits, part)
     values = means.take(group)
     # What could not be measured, such as the mean of nothing, is left out: it is no JSON.
     others = {name: v for name, v in (scores.take(group.sum) if scores else {}).items() if math.isfinite(v)}
-    return None if values is None else Evaluation(values.loss, values.accuracy, values.labels, others)
+    clusters = by_episode.take(group) if by_episode else None
+    return None if values is None else Evaluation(values.loss, values.accuracy, values.labels, others, clusters)

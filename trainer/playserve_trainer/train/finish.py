@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import subprocess
-from collections.abc import Sequence
-from importlib.metadata import version
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +28,14 @@ SUMMARY_NAME = "summary.json"
 
 
 def code_version() -> str:
-    """Return the version of playserve, with the commit if this is a checkout ("0.1.0+g1a2b3c4.dirty")."""
-    base = version("playserve")
+    """Return the version of playserve, with the commit if this is a checkout ("0.1.0+g1a2b3c4.dirty").
+
+    Where it is not installed, but run from its source, it is "0".
+    """
+    try:
+        base = version("playserve")
+    except PackageNotFoundError:
+        base = "0"
     source = Path(__file__).resolve()
     try:
         git = ["git", "-C", str(source.parent)]
@@ -44,10 +50,15 @@ def code_version() -> str:
     return f"{base}+g{commit}"
 
 
-def write_checkpoint(trainer: Trainer, directory: Path) -> Manifest | None:
+def write_checkpoint(trainer: Trainer, directory: Path, origin: Mapping[str, Any] | None = None) -> Manifest | None:
     """Write the policy as it is now, and all that is known of it; an older checkpoint there is replaced.
 
     All processes of a run must call it; the main one writes, the others get None.
+
+    Args:
+        trainer: Of the run.
+        directory: Where to.
+        origin: For the manifest: what the run itself does not know.
     """
     evaluation = trainer.last_evaluation or trainer.evaluate()
     metrics = {"loss": evaluation.loss, "accuracy": evaluation.accuracy, **evaluation.scores} if evaluation else {}
@@ -63,6 +74,7 @@ def write_checkpoint(trainer: Trainer, directory: Path) -> Manifest | None:
             seed=trainer.config.seed,
             metrics=metrics,
         )
+        manifest = dataclasses.replace(manifest, origin=dict(origin or {}))
         return checkpoint.save(directory, policy, manifest, overwrite=True)
 
 

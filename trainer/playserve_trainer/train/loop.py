@@ -20,6 +20,7 @@ from playserve_trainer.data.batches import Batch, BatchSource
 from playserve_trainer.data.prefetch import Prefetcher
 from playserve_trainer.flops import count_flops, flops_6nd
 from playserve_trainer.models.policy import LabelCounts, Policy
+from playserve_trainer.train.by_episode import EpisodeLosses
 from playserve_trainer.train.compute import resolve_device, resolve_precision, set_threads, synchronize
 from playserve_trainer.train.config import TrainConfig
 from playserve_trainer.train.ema import MovingAverage
@@ -52,6 +53,12 @@ class Trainer:
         should_stop: Asked between steps; True saves the state and ends :meth:`run`.
         group: The processes of the run, each of which has a trainer like this one.
         scores: What an evaluation measures beside loss and accuracy.
+        by_episode: Adds up the held-out loss of each episode, or None.
+
+    Attributes:
+        data_wait_s: Seconds of this process in which the loop waited for batches.
+        loop_s: Seconds of this process in the loop, evaluations included.
+        evaluation_s: Seconds of this process in evaluations.
     """
 
     def __init__(
@@ -66,6 +73,7 @@ class Trainer:
         should_stop: Callable[[], bool] = lambda: False,
         group: Group | None = None,
         scores: Scores | None = None,
+        by_episode: EpisodeLosses | None = None,
     ) -> None:
         self.config = config
         self.group = group = group or Group()
@@ -81,6 +89,7 @@ class Trainer:
         self.last_evaluation: Evaluation | None = None
         self.data_wait_s = 0.0
         self.loop_s = 0.0
+        self.evaluation_s = 0.0
         self._source = _divisible(source, config.accumulate * group.size)
         self._frozen = freeze(policy, config.freeze)
         self._forward: Forward = torch.compile(policy) if config.compile else policy
@@ -88,6 +97,7 @@ class Trainer:
         self._train_forward, self._before_pass = spread(policy, self._forward, config.parallel, group)
         self._held_out = held_out
         self._scores = scores
+        self._by_episode = by_episode
         self._optimizer = make_optimizer(policy, config)
         self._average = MovingAverage(policy, config.ema_decay) if config.ema_decay else None
         self._memory: Mapping[str, Tensor] = {}
@@ -156,6 +166,16 @@ class Trainer:
         self._state = state
         self._resumed = True
 
+    def go_on_with(self, config: TrainConfig) -> None:
+        """Take other limits, or other settings that a resume may change; the next :meth:`run` goes on under them.
+
+        Raises:
+            BadSettingError: Other settings differ, too.
+        """
+        config.check_resumes(self.config)
+        self.config = config
+        self._state.config = config.to_json()
+
     def run(self) -> bool:
         """Train until a limit of the settings; return False if `should_stop` ended it before. The state is saved.
 
@@ -203,6 +223,7 @@ class Trainer:
         """Return the means over about `eval_samples` held-out samples, always the same; None without held-out data."""
         if self._held_out is None:
             return None
+        began = time.monotonic()
         self.policy.eval()
         with self._published_weights():
             evaluation = evaluate(
@@ -214,8 +235,10 @@ class Trainer:
                 prefetch=self.config.prefetch,
                 group=self.group,
                 scores=self._scores,
+                by_episode=self._by_episode,
             )
         self._train_mode()
+        self.evaluation_s += time.monotonic() - began
         return evaluation
 
     @contextlib.contextmanager

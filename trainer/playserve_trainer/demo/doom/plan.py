@@ -204,8 +204,8 @@ _REASONS = {
     "that; 4 tokens a step instead of 12 also make training 1.5 times faster",
     "augment": "off: the desktop shows the same pixels as the recordings, and jittered colours would blur green and "
     "red",
-    "text_encoder": "a sentence encoder that a package brings, so nothing is downloaded; hashed words met avoid by 76% of the "
-    "unseen phrasings: 'walk but touch no medkit' shares too few words with those that were trained on",
+    "text_encoder": "a sentence encoder that a package brings, so nothing is downloaded; with hashed words avoid was "
+    "met in 76% of the episodes: 'walk but touch no medkit' shares too few words with those that were trained on",
     "text_dropout": "a tenth of the clips has no instruction: the null vector of the no-text control is learnt",
     "mouse_decode": "the expert's motions are the centres of the bins, so the centre gives them back",
     "precision": "fp32: processors without bfloat16 units compute it ten times slower",

@@ -1,0 +1,1 @@
+"""Grids of training runs: studies, plans, cells, and what runs them."""
