@@ -27,7 +27,7 @@ def test_the_packaged_studies_are_those_of_the_issue() -> None:
     assert list(packaged_studies()) == ["atari-isoflop", "doom-data", "nethack-data"]
     laptop = load_study("atari-isoflop", "laptop")
     assert laptop.tasks == ("freeway", "breakout")
-    assert laptop.budgets == (1e11, 3e11, 1e12, 3e12, 1e13)
+    assert laptop.budgets == (1e11, 2e11, 5e11, 1e12, 2e12, 5e12, 1e13)
     assert laptop.hold_out == (3e13,)
     assert laptop.size.listed()[0] == 8
     assert laptop.seeds[:3] == (3, 3, 3)
