@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from playserve_trainer.demo.processes import playserve_argv
+from playserve_trainer.processes import playserve_argv
 
 PATIENCE_S = 100.0
 

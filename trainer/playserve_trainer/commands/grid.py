@@ -97,7 +97,7 @@ def _study(args: argparse.Namespace) -> tuple[Study, Path]:
 
 
 def _data(args: argparse.Namespace) -> int:
-    from playserve_trainer.demo.processes import run_command, shown
+    from playserve_trainer.processes import run_command, shown
 
     study, folder = _study(args)
     for text in study.data:

@@ -13,7 +13,7 @@ from html import escape
 from typing import Any
 
 from playserve_trainer.demo.outcome import Curve, GameOutcome
-from playserve_trainer.demo.table import clock, number
+from playserve_trainer.wording import clock, number
 
 __all__ = ["Scale", "curve_chart", "nice_ticks", "score_chart", "time_chart"]
 

@@ -10,7 +10,8 @@ from typing import Any
 from playserve_trainer.demo.charts import curve_chart, score_chart, time_chart
 from playserve_trainer.demo.outcome import GameOutcome
 from playserve_trainer.demo.replays import policy_of_scripts, render_replay
-from playserve_trainer.demo.table import duration, number, protocol_lines, verdict_line
+from playserve_trainer.demo.table import protocol_lines, verdict_line
+from playserve_trainer.wording import duration, number
 
 __all__ = ["render_page"]
 

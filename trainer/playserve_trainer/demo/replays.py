@@ -9,7 +9,7 @@ from typing import Any
 
 from playserve_trainer.demo.film import still_of
 from playserve_trainer.demo.outcome import GameOutcome
-from playserve_trainer.demo.table import number
+from playserve_trainer.wording import number
 
 __all__ = ["policy_of_scripts", "render_replay"]
 

@@ -12,9 +12,9 @@ from rich.markup import escape
 
 from playserve.errors import ServerFault
 from playserve_trainer.demo.log import DemoLog
-from playserve_trainer.demo.processes import run_command, serve, shown
 from playserve_trainer.demo.steps import Step
-from playserve_trainer.demo.table import clock
+from playserve_trainer.processes import run_command, serve, shown
+from playserve_trainer.wording import clock
 
 __all__ = ["Stages"]
 

@@ -11,31 +11,9 @@ from rich.table import Table
 
 from playserve_trainer.demo.log import DemoLog
 from playserve_trainer.demo.outcome import GameOutcome
+from playserve_trainer.wording import clock, number
 
-__all__ = ["clock", "duration", "number", "print_outcomes", "print_times", "protocol_lines", "verdict_line"]
-
-
-def number(value: float | None) -> str:
-    """Return a score as people read it; a missing one is a dash."""
-    if value is None:
-        return "-"
-    if abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.1f}".removesuffix(".0") if abs(value) >= 10 else f"{value:.2f}".removesuffix(".00")
-
-
-def clock(seconds: float | None) -> str:
-    """Return minutes and seconds, such as "3:07"."""
-    if seconds is None:
-        return "-"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}"
-
-
-def duration(seconds: float) -> str:
-    """Return minutes and seconds in words, such as "3 min 7 s"."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+__all__ = ["print_outcomes", "print_times", "protocol_lines", "verdict_line"]
 
 
 def verdict_line(verdict: Mapping[str, Any]) -> str:

@@ -22,12 +22,12 @@ from rich.console import Console
 
 from playserve.errors import BadSettingError, DataLossError, ServerFault
 from playserve.files import write_json
-from playserve_trainer.demo.processes import before_exec
 from playserve_trainer.grid.failures import log_tail, write_failure
 from playserve_trainer.grid.folder import GridFolder, read_json
 from playserve_trainer.grid.plan import Plan
 from playserve_trainer.grid.status import GridStatus, collect
 from playserve_trainer.grid.view import GridView, one_line
+from playserve_trainer.processes import before_exec
 from playserve_trainer.train.stop import StopRequest
 
 __all__ = ["run_grid"]

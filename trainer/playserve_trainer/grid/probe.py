@@ -21,10 +21,10 @@ from typing import Any
 
 from playserve.errors import ServerFault
 from playserve.files import write_json
-from playserve_trainer.demo.processes import before_exec
 from playserve_trainer.grid.folder import read_json
 from playserve_trainer.grid.plan import Plan, Prediction, Run
 from playserve_trainer.grid.tables import parse, to_json
+from playserve_trainer.processes import before_exec
 
 __all__ = ["main", "predicted", "probe"]
 

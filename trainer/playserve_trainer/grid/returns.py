@@ -18,10 +18,10 @@ from typing import Any
 
 from playserve.errors import BadSettingError, DataLossError, ServerFault
 from playserve.files import write_json
-from playserve_trainer.demo.processes import run_command, serve
 from playserve_trainer.grid.cell import Cell, read_cell
 from playserve_trainer.grid.folder import GridFolder, read_json
 from playserve_trainer.grid.study import Returns
+from playserve_trainer.processes import run_command, serve
 from playserve_trainer.store import CheckpointStore
 
 __all__ = ["Scores", "measure_returns", "next_round"]

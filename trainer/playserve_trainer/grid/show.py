@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from playserve_trainer.demo.table import clock
 from playserve_trainer.grid.plan import Plan, Run
 from playserve_trainer.grid.status import STATES, GridStatus
+from playserve_trainer.wording import clock
 
 __all__ = ["print_plan", "print_status"]
 

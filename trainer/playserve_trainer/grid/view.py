@@ -11,8 +11,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from playserve_trainer.demo.table import clock
 from playserve_trainer.grid.status import GridStatus, RunStatus
+from playserve_trainer.wording import clock
 
 __all__ = ["GridView", "one_line"]
 

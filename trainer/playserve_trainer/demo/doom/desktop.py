@@ -26,7 +26,7 @@ from playserve.errors import NotReadyError, ServerFault
 from playserve.files import write_json
 from playserve_trainer.demo.doom.plan import POLICY, DoomPlan, first_goal
 from playserve_trainer.demo.files import read_json
-from playserve_trainer.demo.processes import before_exec, playserve_argv, stop_process
+from playserve_trainer.processes import before_exec, playserve_argv, stop_process
 
 __all__ = ["RESULTS_NAME", "desktop_folder", "missing_for_desktop", "play_command", "play_desktop"]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from playserve_trainer.demo.charts import time_chart
 from playserve_trainer.demo.doom.report import Grid, grids, measured_text
-from playserve_trainer.demo.table import duration
+from playserve_trainer.wording import duration
 
 __all__ = ["render_page"]
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from playserve_trainer.demo.doom.results import CONTROLS, RUBRIC
-from playserve_trainer.demo.table import duration, number
+from playserve_trainer.wording import duration, number
 
 __all__ = ["Grid", "grids", "markdown", "measured_text", "print_results", "verdict_text"]
 

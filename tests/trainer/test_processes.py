@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from playserve.errors import ServerFault
-from playserve_trainer.demo.processes import run_command, serve, shown
+from playserve_trainer.processes import run_command, serve, shown
 
 
 def test_a_command_is_shown_as_one_would_type_it() -> None:

@@ -1,4 +1,4 @@
-"""The demo's child processes: ``playserve`` commands that end when they are done, and one server that stays."""
+"""Child processes of demos and grids: ``playserve`` commands that end when they are done, and one server that stays."""
 
 from __future__ import annotations
 
