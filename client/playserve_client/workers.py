@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from playserve.errors import ServerFault
 
-__all__ = ["Teller", "dismiss", "receive", "send", "share_out", "worker_life", "worker_processes"]
+__all__ = ["Teller", "dismiss", "receive", "send", "share_out", "sigterm_interrupts", "worker_life", "worker_processes"]
 
 JobT = TypeVar("JobT")
 
@@ -112,6 +112,20 @@ def share_out(
             if take(ready, busy[ready]):
                 del busy[ready]
                 idle.append(ready)
+
+
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Have SIGTERM end the block as Ctrl-C does; in the main thread."""
+
+    def interrupt(_number: int, _frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

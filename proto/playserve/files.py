@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["replacing", "sync_directory", "write_json", "write_text"]
+from playserve.errors import DataLossError
+
+__all__ = ["read_json", "replacing", "sync_directory", "write_json", "write_text"]
 
 
 @contextmanager
@@ -48,6 +50,23 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object in a file, or None where there is no file.
+
+    Raises:
+        DataLossError: The file is damaged.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise DataLossError(f"{path} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise DataLossError(f"{path} holds no JSON object")
+    return value
 
 
 def write_json(path: Path, value: Any, *, allow_nan: bool = False) -> None:

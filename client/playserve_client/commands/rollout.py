@@ -7,13 +7,13 @@ import datetime
 import hashlib
 import json
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from playserve.errors import BadSettingError
 from playserve_client.commands.dialing import add_tls_arguments, tls_of
+from playserve_client.workers import sigterm_interrupts
 
 if TYPE_CHECKING:
     from playserve_client.evaluate.families import Choice
@@ -116,11 +116,8 @@ def run(args: argparse.Namespace) -> int:
     for line in settings.protocol():
         print(line, file=sys.stderr)
     print(f"episodes go to {out} as they end; the same command with --out {out} goes on there", file=sys.stderr)
-    before = signal.signal(signal.SIGTERM, _interrupt)
-    try:
+    with sigterm_interrupts():
         report = evaluate(settings, options)
-    finally:
-        signal.signal(signal.SIGTERM, before)
     print_report(report)
     for video in report["videos"]:
         cut = f", its first {video['shown_steps']:,} steps" if video["shown_steps"] < video["steps"] else ""
@@ -131,10 +128,6 @@ def run(args: argparse.Namespace) -> int:
         print(f"recording of episode {item['number']} ({item['row']}, score {item['score']:g}): {out / item['path']}")
     print(f"every episode is in {out / 'results.json'}")
     return 130 if report["run"]["interrupted"] else 0
-
-
-def _interrupt(_number: int, _frame: Any) -> None:
-    raise KeyboardInterrupt
 
 
 def _settings(args: argparse.Namespace) -> tuple[Settings, Choice]:

@@ -138,7 +138,7 @@ def test_curves_begin_at_the_initial_weights_and_follow_from_the_seed() -> None:
 def test_an_interval_is_students() -> None:
     mean, low, high = mean_interval([1.0, 2.0, 3.0])
     assert mean == 2.0
-    assert high - mean == pytest.approx(mean - low) == pytest.approx(4.303 / np.sqrt(3))
+    assert high - mean == pytest.approx(mean - low) == pytest.approx(4.30265 / np.sqrt(3), rel=1e-5)
 
 
 def _curves(ends: dict[int, float], *, spread: float = 0.1) -> list[Curve]:

@@ -38,7 +38,7 @@ def call(capsys):
 def test_a_published_table_is_refitted_by_one_command(call, table, tmp_path):
     out = call("fit", table, "--resamples", 6, "--starts", 4, "--json", tmp_path / "fit.json")
     assert "parabola" in out
-    assert "add up to 1 by definition" in out
+    assert "a + b = 1 by definition" in out
     assert "variable projection and 4 starts: " in out
     value = json.loads((tmp_path / "fit.json").read_text())
     number = value["groups"][0]["laws"]["parabola"]["numbers"]["n_exponent"]["value"]

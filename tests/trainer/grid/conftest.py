@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from toy_episodes import toy_episode
 
-from playserve_client.recordings import Episode, EpisodeMeta, episode_path, write_episode
+from playserve_client.recordings import episode_path, write_episode
 from playserve_trainer.commands import grid
 
 #: Two sizes, two budgets, a learning rate of two candidates, two seeds at the smaller budget, and a variant that cannot
@@ -63,24 +63,6 @@ tuning = { candidates = [] }
 """
 
 
-def _toy_episode(seed: int, steps: int) -> Episode:
-    """Return an episode whose label is the bright quadrant of its newest frame."""
-    rng = np.random.default_rng(seed)
-    label = rng.integers(0, 4, steps)
-    frames = rng.integers(0, 60, (steps, 84, 84)).astype(np.uint8)
-    for t in range(steps):
-        top, left = divmod(int(label[t]), 2)
-        frames[t, 42 * top : 42 * top + 42, 42 * left : 42 * left + 42] += 150
-    meta = EpisodeMeta(
-        env="atari", game="toy", seed=seed, steps=steps, score=1.0, terminated=True, truncated=False,
-        action_names=("NOOP", "FIRE", "RIGHT", "LEFT"), frame_skip=4,
-    )  # fmt: skip
-    return Episode(
-        meta=meta, frames=frames, label=label.astype(np.int16), executed=label.astype(np.int16),
-        reward=np.zeros(steps, np.float32), probes=np.zeros((steps, 128), np.uint8),
-    )  # fmt: skip
-
-
 def command(*argv: object) -> int:
     """Run ``playserve grid`` in this process; return its exit status."""
     parser = argparse.ArgumentParser()
@@ -93,7 +75,7 @@ def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the root of eight toy recordings."""
     root = tmp_path_factory.mktemp("toy-recordings")
     for seed in range(8):
-        write_episode(episode_path(root, "atari", "toy", seed), _toy_episode(seed, 60 + seed))
+        write_episode(episode_path(root, "atari", "toy", seed), toy_episode(seed, 60 + seed))
     return root
 
 

@@ -12,9 +12,10 @@ from playserve.errors import BadSettingError
 from playserve_trainer.flops import count_flops
 from playserve_trainer.grid.folder import GridFolder
 from playserve_trainer.grid.plan import make_plan
-from playserve_trainer.grid.settings import measure_sizes, recipe_of, run_config
+from playserve_trainer.grid.settings import measure_sizes, run_config
 from playserve_trainer.grid.study import Study, load_study
 from playserve_trainer.models.atari import AtariPolicy
+from playserve_trainer.recipes.families import recipe_of
 
 
 def test_sizes_are_counted_as_the_trained_policy_is(toy_data: Path, toy_study: Path) -> None:

@@ -1,13 +1,24 @@
+from functools import partial
+
 import numpy as np
 import pytest
 from surfaces import SMALL, best_size, grid, loss_of
 
 from playserve_trainer.laws.estimators import Settings
-from playserve_trainer.laws.forecasting import forecast
+from playserve_trainer.laws.forecasting import fit_numbers
+from playserve_trainer.laws.forecasting import forecast as forecast_with
 from playserve_trainer.laws.refusals import TooFarError
+from playserve_trainer.laws.uncertainty import bootstrap
 
 QUICK = Settings(laws=("parabola", "parametric"))
 BUDGETS = (1e10, 2e10, 5e10, 1e11, 2e11, 5e11, 1e12)
+
+
+def forecast(table, flops, settings, *, resamples, seed=0, beyond=False):
+    numbers = partial(fit_numbers, settings=settings, flops=tuple(flops))
+    return forecast_with(
+        table, flops, settings, bootstrap(table, numbers, resamples=resamples, seed=seed), beyond=beyond
+    )
 
 
 def of(found, estimator):

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from surfaces import SMALL, best_size, grid
 
-from playserve_trainer.laws.quadratic import fit_quadratic, near_frontier
+from playserve_trainer.laws.frontier import near_frontier
+from playserve_trainer.laws.quadratic import fit_quadratic
 from playserve_trainer.laws.refusals import NotConvexError, TooFewCellsError
 
 BUDGETS = (1e10, 3e10, 1e11, 3e11, 1e12)

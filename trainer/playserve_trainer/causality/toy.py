@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from playserve.errors import BadSettingError
 from playserve_trainer.causality.toy_nets import Net, NetStack
@@ -36,12 +37,6 @@ HAND_MADE = 10.0
 
 _BLOCK = 1000
 _DTYPES: dict[str, type[np.floating[Any]]] = {"float32": np.float32, "float64": np.float64}
-
-# Student's t, 97.5%, by degrees of freedom from 1 on; 1.96 beyond.
-_T = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
-    2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +112,7 @@ def mean_interval(values_R: Sequence[float] | NDArray[np.float64]) -> tuple[floa
     """Return the mean of independent values, at least two, and its 95% interval."""
     values = np.asarray(values_R, np.float64)
     freedom, mean = len(values) - 1, float(values.mean())
-    half = (_T[freedom - 1] if freedom <= len(_T) else 1.96) * float(values.std(ddof=1)) / math.sqrt(len(values))
+    half = float(stats.t.ppf(0.975, freedom)) * float(values.std(ddof=1)) / math.sqrt(len(values))
     return mean, mean - half, mean + half
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from playserve.errors import BadSettingError
+from playserve_client.workers import sigterm_interrupts
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,10 +41,10 @@ def run(args: argparse.Namespace) -> int:
     import rich  # noqa: F401 - brings the missing-extra hint before anything is done
     from rich.console import Console
 
-    signal.signal(signal.SIGTERM, _interrupt)
     console = Console(soft_wrap=True, highlight=False)
     try:
-        return _doom(args, console) if args.what == "doom" else _games(args, console)
+        with sigterm_interrupts():
+            return _doom(args, console) if args.what == "doom" else _games(args, console)
     except KeyboardInterrupt:
         console.print("\ninterrupted; the same command goes on from here")
         return 130
@@ -76,7 +76,3 @@ def _doom(args: argparse.Namespace, console: Console) -> int:
     plan = FULL_PLAN if args.full else QUICK_PLAN if args.quick else DEMO_PLAN
     out = args.out or Path("runs/doom" if args.full else "runs/demo-doom")
     return run_doom(plan, out, console, fresh=args.fresh, checkpoint=args.checkpoint)
-
-
-def _interrupt(_number: int, _frame: Any) -> None:
-    raise KeyboardInterrupt

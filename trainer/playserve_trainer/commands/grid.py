@@ -6,12 +6,12 @@ import argparse
 import json
 import os
 import shlex
-import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from playserve.errors import BadSettingError
+from playserve_client.workers import sigterm_interrupts
 
 if TYPE_CHECKING:
     from playserve_trainer.grid.plan import Plan
@@ -204,23 +204,17 @@ def _returns(args: argparse.Namespace) -> int:
     from playserve_trainer.grid.returns import measure_returns
 
     _check_workers(args.workers)
-    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        measure_returns(
-            GridFolder(args.folder), cells=args.cell, workers=args.workers, serve_flags=("--device", args.device)
-        )
+        with sigterm_interrupts():
+            measure_returns(
+                GridFolder(args.folder), cells=args.cell, workers=args.workers, serve_flags=("--device", args.device)
+            )
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130
-    finally:
-        signal.signal(signal.SIGTERM, before)
     return 0
 
 
 def _check_workers(count: int) -> None:
     if count < 1:
         raise BadSettingError(f"--workers is at least 1, not {count}")
-
-
-def _interrupt(_number: int, _frame: Any) -> None:
-    raise KeyboardInterrupt

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from playserve.errors import BadSettingError, DataLossError, StateError
 from playserve.files import write_json
-from playserve_trainer.recipes import Recipe, atari, nethack, p2p
+from playserve_trainer.recipes import Recipe
+from playserve_trainer.recipes.families import RECIPES
 from playserve_trainer.train.config import OPTIMIZERS, PARALLEL, PRECISIONS, SCHEDULES, TrainConfig
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ __all__ = ["SUMMARY", "configure", "run"]
 SUMMARY = "Train a policy on recorded episodes."
 
 _CONFIG_NAME = "config.json"
-_RECIPES: Mapping[str, Recipe] = {"atari": atari, "nethack": nethack, "p2p": p2p}
 
 # Scores that the summary on the screen has room for.
 _SHOWN_SCORES = ("test_loss", "ce_key", "ce_button", "ce_dx", "ce_dy", "rce_key")
@@ -68,7 +68,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add a subcommand for each family. Flags left out take the recipe's value, or on --resume the run's own."""
     families = parser.add_subparsers(dest="family", required=True, metavar="FAMILY")
     defaults = {f.name: f.default for f in dataclasses.fields(TrainConfig)}
-    for name, recipe in _RECIPES.items():
+    for name, recipe in RECIPES.items():
         family = families.add_parser(name, help=recipe.SUMMARY, description=f"Train {name}: {recipe.SUMMARY}.")
         recipe.configure(family)
         family.add_argument("--data", default=argparse.SUPPRESS, help="folder of recorded episodes")
@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
     if args.processes > 1:
         # Read when torch is imported: without it every process warns that it looks for unused parameters, as it should.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    recipe = _RECIPES[args.family]
+    recipe = RECIPES[args.family]
     given = {name: value for name, value in vars(args).items() if name not in _NO_SETTINGS}
     if "max_flops" in given:
         given["max_flops"] = int(given["max_flops"])

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from playserve.errors import DataLossError, NotFoundError
+from playserve import files
+from playserve.errors import NotFoundError
 
 __all__ = ["read_json"]
 
@@ -18,10 +18,7 @@ def read_json(path: Path) -> dict[str, Any]:
         NotFoundError: There is none.
         DataLossError: It is damaged.
     """
-    try:
-        value: dict[str, Any] = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise NotFoundError(f"{path} is not there; `playserve demo` with the same --out makes it") from error
-    except ValueError as error:
-        raise DataLossError(f"{path} is damaged: {error}") from error
+    value = files.read_json(path)
+    if value is None:
+        raise NotFoundError(f"{path} is not there; `playserve demo` with the same --out makes it")
     return value

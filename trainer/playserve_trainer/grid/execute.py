@@ -21,9 +21,9 @@ from typing import Any
 from rich.console import Console
 
 from playserve.errors import BadSettingError, DataLossError, ServerFault
-from playserve.files import write_json
+from playserve.files import read_json, write_json
 from playserve_trainer.grid.failures import log_tail, write_failure
-from playserve_trainer.grid.folder import GridFolder, read_json
+from playserve_trainer.grid.folder import GridFolder
 from playserve_trainer.grid.plan import Plan
 from playserve_trainer.grid.status import GridStatus, collect
 from playserve_trainer.grid.view import GridView, one_line

@@ -16,36 +16,17 @@
 from __future__ import annotations
 
 import fcntl
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from playserve.errors import DataLossError, NotFoundError, StateError
-from playserve.files import write_json
+from playserve.errors import NotFoundError, StateError
+from playserve.files import read_json, write_json
 from playserve_trainer.grid.plan import Plan, Run
 from playserve_trainer.grid.tables import parse, to_json
 
-__all__ = ["GridFolder", "read_json"]
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """Return the object in a file, or None where there is none.
-
-    Raises:
-        DataLossError: The file is damaged.
-    """
-    try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise DataLossError(f"{path} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise DataLossError(f"{path} holds no JSON object")
-    return value
+__all__ = ["GridFolder"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from playserve.errors import PlayserveError, StateError
-from playserve.files import write_json
-from playserve_trainer.grid.folder import read_json
+from playserve.files import read_json, write_json
 from playserve_trainer.grid.plan import Run
 from playserve_trainer.grid.study import Stop
 from playserve_trainer.train import finish

@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from playserve.errors import ServerFault
-from playserve.files import write_json
-from playserve_trainer.grid.folder import read_json
+from playserve.files import read_json, write_json
 from playserve_trainer.grid.plan import Plan, Prediction, Run
 from playserve_trainer.grid.tables import parse, to_json
 from playserve_trainer.processes import before_exec
@@ -137,7 +136,8 @@ class _Speed:
 
 
 def _try_out(plan: Plan, run: Run, data: Any, threads: int, device: str) -> dict[str, Any]:
-    from playserve_trainer.grid.settings import recipe_of, run_config
+    from playserve_trainer.grid.settings import run_config
+    from playserve_trainer.recipes.families import recipe_of
     from playserve_trainer.train.loop import Trainer
 
     speed = _Speed()

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from playserve.errors import DataLossError
-from playserve.files import write_json
-from playserve_trainer.grid.folder import GridFolder, read_json
+from playserve.files import read_json, write_json
+from playserve_trainer.grid.folder import GridFolder
 from playserve_trainer.grid.plan import Run
 from playserve_trainer.train.progress import Reporter, Status
 

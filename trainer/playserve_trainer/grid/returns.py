@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from playserve.errors import BadSettingError, DataLossError, ServerFault
-from playserve.files import write_json
+from playserve.files import read_json, write_json
 from playserve_trainer.grid.cell import Cell, read_cell
-from playserve_trainer.grid.folder import GridFolder, read_json
+from playserve_trainer.grid.folder import GridFolder
 from playserve_trainer.grid.study import Returns
 from playserve_trainer.processes import run_command, serve
 from playserve_trainer.store import CheckpointStore

@@ -32,9 +32,10 @@ from playserve_trainer.grid.milestones import (
     stop_when_it_rises,
 )
 from playserve_trainer.grid.plan import Plan, PlannedCell, Run
-from playserve_trainer.grid.settings import recipe_of, run_config
+from playserve_trainer.grid.settings import run_config
 from playserve_trainer.grid.tuning import ChosenRate, choose_rate
 from playserve_trainer.recipes import Prepared
+from playserve_trainer.recipes.families import recipe_of
 from playserve_trainer.store import CheckpointStore
 from playserve_trainer.train import finish
 from playserve_trainer.train.by_episode import EpisodeLosses

@@ -3,36 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from playserve.errors import BadSettingError
 from playserve_trainer.grid.plan import Measure, Plan, Run, SizeFacts
 from playserve_trainer.grid.study import Size, Study
-from playserve_trainer.recipes import Recipe, atari, nethack, p2p
+from playserve_trainer.recipes.families import recipe_of
 from playserve_trainer.train.config import TrainConfig
 
-__all__ = ["measure_sizes", "recipe_of", "run_config"]
-
-_RECIPES: Mapping[str, Recipe] = MappingProxyType({"atari": atari, "nethack": nethack, "p2p": p2p})
+__all__ = ["measure_sizes", "run_config"]
 
 # Settings that the grid itself decides.
 _OURS = ("seed", "schedule", "final_lr_fraction", "max_steps", "max_samples", "max_flops", "max_minutes", "held_out",
          "eval_samples", "eval_every_steps", "data", "out", "data_share", "family", "task", "model",
          "options")  # fmt: skip
-
-
-def recipe_of(family: str) -> Recipe:
-    """Return the recipe of a family.
-
-    Raises:
-        BadSettingError: There is none.
-    """
-    if family not in _RECIPES:
-        raise BadSettingError(f"family is one of {', '.join(_RECIPES)}, not {family!r}")
-    return _RECIPES[family]
 
 
 def measure_sizes(study: Study, data: str) -> Measure:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from playserve.errors import DataLossError
-from playserve_trainer.grid.folder import GridFolder, read_json
+from playserve.files import read_json
+from playserve_trainer.grid.folder import GridFolder
 from playserve_trainer.grid.plan import Plan, Run
 from playserve_trainer.grid.progress import Progress, read_progress
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from playserve.errors import NotReadyError, StateError
-from playserve_trainer.grid.folder import GridFolder, read_json
+from playserve.files import read_json
+from playserve_trainer.grid.folder import GridFolder
 from playserve_trainer.grid.plan import Run
 
 __all__ = ["ChosenRate", "choose_rate"]

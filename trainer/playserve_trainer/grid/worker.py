@@ -16,9 +16,9 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from playserve.files import write_json
+from playserve.files import read_json, write_json
 from playserve_trainer.grid.failures import write_failure
-from playserve_trainer.grid.folder import GridFolder, read_json
+from playserve_trainer.grid.folder import GridFolder
 from playserve_trainer.grid.plan import Plan, Run
 from playserve_trainer.grid.progress import FileReporter
 from playserve_trainer.grid.running import Hands, train_run

@@ -21,11 +21,11 @@ import numpy as np
 
 from playserve.errors import BadSettingError
 from playserve_trainer.laws.cost import SampleCost, best_size, sample_cost
-from playserve_trainer.laws.frontier import frontier, without_warm_up
+from playserve_trainer.laws.frontier import frontier, near_frontier, without_warm_up
 from playserve_trainer.laws.isoflop import Optimum, Target, Window, budget_curves, optima
 from playserve_trainer.laws.parametric import ParametricLaw, fit_parametric
 from playserve_trainer.laws.power import OffsetPowerLaw, PowerLaw, fit_offset_power_law, fit_power_law
-from playserve_trainer.laws.quadratic import QuadraticLaw, fit_quadratic, near_frontier
+from playserve_trainer.laws.quadratic import QuadraticLaw, fit_quadratic
 from playserve_trainer.laws.refusals import RefusedError, TooFewCellsError
 from playserve_trainer.laws.table import CellTable, Floats
 
@@ -223,9 +223,7 @@ def fit_surface(table: CellTable, settings: Settings, *, quadratic: bool = False
     Raises:
         RefusedError: As :func:`fit_parametric` and :func:`fit_quadratic`.
     """
-    table = table.take(np.isfinite(table.loss))
-    near = settings.near_quadratic if quadratic else settings.near
-    close = near_frontier(table, near) if math.isfinite(near) else table
+    close = near_frontier(table, settings.near_quadratic if quadratic else settings.near)
     fit = fit_quadratic if quadratic else fit_parametric
     law: ParametricLaw | QuadraticLaw = fit(close.params, close.samples, close.loss)
     predicted = [float(law.predict(n, d)) for n, d in zip(close.params, close.samples, strict=True)]

@@ -16,6 +16,7 @@ import numpy as np
 from playserve_trainer.laws.constrained import fit_constrained
 from playserve_trainer.laws.estimators import Fit, OptimaFit, Settings, SurfaceFit, chosen, fit_optima
 from playserve_trainer.laws.forecasting import fit_numbers, forecast
+from playserve_trainer.laws.frontier import near_frontier
 from playserve_trainer.laws.holdout import hold_out
 from playserve_trainer.laws.isoflop import budget_curves
 from playserve_trainer.laws.pairs import compare
@@ -23,7 +24,7 @@ from playserve_trainer.laws.parametric import chinchilla_starts, fit_many_starts
 from playserve_trainer.laws.refusals import RefusedError
 from playserve_trainer.laws.returns import fit_loss_to_return, fit_return_law, spearman
 from playserve_trainer.laws.table import CellTable
-from playserve_trainer.laws.uncertainty import Resampler, bootstrap, jackknife_budgets
+from playserve_trainer.laws.uncertainty import Estimate, Resampler, bootstrap, jackknife_budgets
 
 __all__ = ["FitOptions", "fit_laws"]
 
@@ -73,9 +74,9 @@ def fit_laws(table: CellTable, options: FitOptions) -> dict[str, Any]:
 
 def _fit_group(table: CellTable, options: FitOptions, expert: float | None) -> dict[str, Any]:
     fitted = table.take(~table.held_out)
-    numbers = partial(fit_numbers, settings=options.settings)
+    numbers = partial(fit_numbers, settings=options.settings, flops=options.flops)
     intervals = bootstrap(fitted, numbers, resamples=options.resamples, seed=options.seed, processes=options.processes)
-    left_out = jackknife_budgets(fitted, numbers)
+    left_out = jackknife_budgets(fitted, partial(fit_numbers, settings=options.settings))
     laws = {}
     for name, estimator in chosen(options.settings).items():
         try:
@@ -107,7 +108,7 @@ def _fit_group(table: CellTable, options: FitOptions, expert: float | None) -> d
         if fitted.has("return_mean")
         else None,
         "hold_out": _or_refusal(lambda: [_plain(of) for of in hold_out(table, options.settings)]),
-        "forecasts": _or_refusal(lambda: _forecasts(fitted, options)) if options.flops else None,
+        "forecasts": _or_refusal(lambda: _forecasts(fitted, options, intervals)) if options.flops else None,
     }
 
 
@@ -143,11 +144,7 @@ def _many_starts(table: CellTable, options: FitOptions, quick: Mapping[str, Any]
     """Return the slow fit of the same cells as the quick one, and whether they agree."""
     if not options.starts or "law" not in quick:
         return None
-    from playserve_trainer.laws.quadratic import near_frontier
-
-    table = table.take(np.isfinite(table.loss))
-    near = options.settings.near
-    close = near_frontier(table, near) if math.isfinite(near) else table
+    close = near_frontier(table, options.settings.near)
     starts = chinchilla_starts()
     # Evenly spread by a stride that shares no factor with the sizes of the grid.
     chosen = [starts[(at * 1801) % len(starts)] for at in range(min(options.starts, len(starts)))]
@@ -194,11 +191,8 @@ def _returns(table: CellTable, settings: Settings, expert: float | None) -> dict
     return found
 
 
-def _forecasts(table: CellTable, options: FitOptions) -> dict[str, Any]:
-    found, refused = forecast(
-        table, options.flops, options.settings, resamples=options.resamples, seed=options.seed,
-        processes=options.processes, beyond=options.beyond,
-    )  # fmt: skip
+def _forecasts(table: CellTable, options: FitOptions, intervals: Mapping[str, Estimate]) -> dict[str, Any]:
+    found, refused = forecast(table, options.flops, options.settings, intervals, beyond=options.beyond)
     return {
         "forecasts": [
             {**_plain(of), "intervals": {name: _interval(estimate) for name, estimate in of.intervals.items()}}

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
 from playserve_trainer.laws.estimators import Settings, chosen
 from playserve_trainer.laws.refusals import RefusedError, TooFarError
 from playserve_trainer.laws.table import CellTable
-from playserve_trainer.laws.uncertainty import Estimate, bootstrap
+from playserve_trainer.laws.uncertainty import Estimate
 
 __all__ = ["FARTHEST", "Forecast", "check_distance", "fit_numbers", "forecast"]
 
@@ -60,20 +59,23 @@ def forecast(
     table: CellTable,
     flops: Sequence[float],
     settings: Settings,
+    intervals: Mapping[str, Estimate],
     *,
-    resamples: int = 1000,
-    seed: int = 0,
-    processes: int = 1,
     beyond: bool = False,
 ) -> tuple[list[Forecast], dict[str, str]]:
     """Return the forecasts of every law at every C, and the laws that refused, with the reason.
+
+    Args:
+        table: The cells.
+        flops: Every C.
+        settings: Of the laws.
+        intervals: A bootstrap of :func:`fit_numbers` at these C.
+        beyond: Whether they may lie more than 30 times beyond the cells.
 
     Raises:
         TooFarError: See :func:`check_distance`.
     """
     distances = [check_distance(table, at, allowed=beyond) for at in flops]
-    numbers = partial(fit_numbers, settings=settings, flops=tuple(flops))
-    intervals = bootstrap(table, numbers, resamples=resamples, seed=seed, processes=processes)
     found, refused = list[Forecast](), dict[str, str]()
     for name, estimator in chosen(settings).items():
         try:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from playserve_trainer.laws.isoflop import budgets_of
 from playserve_trainer.laws.refusals import TooFewCellsError
 from playserve_trainer.laws.table import CellTable
 
-__all__ = ["frontier", "without_warm_up"]
+__all__ = ["frontier", "near_frontier", "without_warm_up"]
 
 _LEAST = 4
 
@@ -49,3 +50,11 @@ def frontier(table: CellTable, bins_per_decade: int = 6) -> CellTable:
         raise TooFewCellsError(f"the frontier has {len(chosen)} cells; at least {_LEAST} are wanted")
     rows: NDArray[np.intp] = np.array(chosen)
     return table.take(rows)
+
+
+def near_frontier(table: CellTable, ratio: float) -> CellTable:
+    """Return the cells whose loss is at most `ratio` times the least of their budget; infinity: all with a loss."""
+    table = table.take(np.isfinite(table.loss))
+    budgets = budgets_of(table)
+    least = {budget: float(table.loss[budgets == budget].min()) for budget in np.unique(budgets)}
+    return table.take(table.loss <= ratio * np.array([least[budget] for budget in budgets]))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from playserve_trainer.laws.estimators import Settings, chosen, fit_optima
-from playserve_trainer.laws.isoflop import BudgetCurve, budget_curves, optimum_of
+from playserve_trainer.laws.isoflop import BudgetCurve, budget_curves, budgets_of, optimum_of
 from playserve_trainer.laws.power import PowerLaw
 from playserve_trainer.laws.refusals import RefusedError, TooFewCellsError
 from playserve_trainer.laws.table import CellTable
@@ -75,9 +75,9 @@ def split_hold_out(table: CellTable) -> tuple[CellTable, CellTable]:
         if len(curves) <= _LEAST_BUDGETS:
             raise TooFewCellsError(f"a hold-out wants more than {_LEAST_BUDGETS} budgets; the table has {len(curves)}")
         top = curves[-1].budget
-        own = np.where(np.isfinite(table.numbers["budget"]), table.numbers["budget"], table.flops)
-        marked = np.abs(own / top - 1) <= 0.1
-        unused = (own > top / _FAR) & ~marked  # too near to the top to call it an extrapolation
+        budgets = budgets_of(table)
+        marked = budgets == top
+        unused = (budgets > top / _FAR) & ~marked  # too near to the top to call it an extrapolation
         return table.take(~marked & ~unused), table.take(marked)
     return table.take(~marked), table.take(marked)
 

@@ -24,7 +24,7 @@ from playserve_trainer.laws.refusals import (
 )
 from playserve_trainer.laws.table import CellTable, Floats
 
-__all__ = ["BudgetCurve", "Optimum", "Target", "Window", "budget_curves", "optima", "optimum_of"]
+__all__ = ["BudgetCurve", "Optimum", "Target", "Window", "budget_curves", "budgets_of", "optima", "optimum_of"]
 
 Target = Literal["loss", "return_mean"]
 
@@ -102,7 +102,7 @@ def budget_curves(table: CellTable, target: Target = "loss") -> list[BudgetCurve
     """Return one curve a budget, in order of budget; cells without a value of the target are left out."""
     values = table.numbers[target]
     table = table.take(np.isfinite(values))
-    budgets = _budgets(table)
+    budgets = budgets_of(table)
     curves = []
     for budget in np.unique(budgets):
         part = table.take(budgets == budget)
@@ -226,8 +226,8 @@ def _rows(curve: BudgetCurve, best: int, window: Window) -> slice | np.ndarray:
     return slice(None)
 
 
-def _budgets(table: CellTable) -> Floats:
-    """Return the budget of each cell: its own, or C of the cells that took nearly the same."""
+def budgets_of(table: CellTable) -> Floats:
+    """Return the budget of each cell [K]: its own, or C of the cells that took nearly the same."""
     budgets = table.numbers["budget"].copy()
     unknown = np.flatnonzero(~np.isfinite(budgets))
     first = math.nan

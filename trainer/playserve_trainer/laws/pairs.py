@@ -13,6 +13,7 @@ import numpy as np
 
 from playserve_trainer.laws.refusals import TooFewCellsError
 from playserve_trainer.laws.table import CellTable, Floats
+from playserve_trainer.laws.uncertainty import drawn_losses
 
 __all__ = ["Comparison", "compare"]
 
@@ -61,7 +62,8 @@ def compare(table: CellTable, first: str, second: str, *, seed: int = 0) -> Comp
     left, right = (np.array([pair[side] for pair in rows]) for side in (0, 1))
     seeds = table.numbers["seed"][left]
     rng = np.random.default_rng(seed)
-    draws = [_drawn(table, left, right, seeds, rng) for _ in range(_RESAMPLES)]
+    losses = table.take(np.concatenate([left, right])).episode_losses()
+    draws = [_drawn(table, left, right, seeds, losses, rng) for _ in range(_RESAMPLES)]
     low, high = np.percentile(draws, [2.5, 97.5])
     return Comparison(
         first=first, second=second, difference=float((table.loss[left] - table.loss[right]).mean()),
@@ -80,20 +82,33 @@ def _pairs(table: CellTable, first: str, second: str) -> Sequence[tuple[int, int
     return [(row, found[second][key]) for key, row in found[first].items() if key in found[second]]
 
 
-def _drawn(table: CellTable, left: np.ndarray, right: np.ndarray, seeds: Floats, rng: np.random.Generator) -> float:
-    """Return the mean difference with seeds and held-out episodes drawn anew."""
-    kinds = np.unique(seeds)
+def _drawn(
+    table: CellTable,
+    left: np.ndarray,
+    right: np.ndarray,
+    seeds: Floats,
+    losses: tuple[Floats, Floats] | None,
+    rng: np.random.Generator,
+) -> float:
+    """Return the mean difference with seeds and held-out episodes drawn anew.
+
+    Args:
+        table: The cells.
+        left: Rows of the first variant, one a pair.
+        right: Rows of the second.
+        seeds: Of the pairs.
+        losses: Loss sums by episode of all left cells and then all right ones, and labels; None: not known.
+        rng: Draws.
+    """
+    kinds, pairs = np.unique(seeds), len(left)
     if len(kinds) > 1:
         chosen = np.concatenate([np.flatnonzero(seeds == kind) for kind in rng.choice(kinds, size=len(kinds))])
     else:
-        chosen = np.arange(len(left))
-    left, right = left[chosen], right[chosen]
-    both = table.take(np.concatenate([left, right])).episode_losses()
-    if both is None:
+        chosen = np.arange(pairs)
+    if losses is None:
         errors = np.nan_to_num(table.numbers["loss_se"])
         moved = table.loss + errors * rng.standard_normal(len(table))
-        return float((moved[left] - moved[right]).mean())
-    sums, labels = both
-    weights = rng.multinomial(len(labels), np.full(len(labels), 1 / len(labels))).astype(np.float64)
-    losses = (sums @ weights) / (labels @ weights)
-    return float((losses[: len(left)] - losses[len(left) :]).mean())
+        return float((moved[left[chosen]] - moved[right[chosen]]).mean())
+    sums, labels = losses
+    drawn = drawn_losses(sums, labels, rng)
+    return float((drawn[chosen] - drawn[pairs + chosen]).mean())

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from playserve_trainer.laws.isoflop import budget_curves
 from playserve_trainer.laws.refusals import NotConvexError, NotPositiveError, TooFewCellsError
-from playserve_trainer.laws.table import CellTable, Floats
+from playserve_trainer.laws.table import Floats
 
-__all__ = ["QuadraticLaw", "fit_quadratic", "near_frontier"]
+__all__ = ["QuadraticLaw", "fit_quadratic"]
 
 _TERMS = 6
 _MIN_POINTS = 2 * _TERMS
@@ -59,19 +58,6 @@ class QuadraticLaw:
         params = math.exp((of_d - of_n + (2 * dd - nd) * math.log(flops / 6)) / self.curvature)
         samples = flops / (6 * params)
         return params, samples, self.predict(params, samples)
-
-
-def near_frontier(table: CellTable, ratio: float) -> CellTable:
-    """Return the cells whose loss is at most `ratio` times the least of their budget."""
-    least = {curve.budget: float(curve.value.min()) for curve in budget_curves(table)}
-    budgets = np.array(sorted(least))
-    own = table.numbers["budget"]
-    near = [
-        budgets[np.argmin(np.abs(np.log(budgets / (own[row] if math.isfinite(own[row]) else table.flops[row]))))]
-        for row in range(len(table))
-    ]
-    limits = np.array([ratio * least[float(budget)] for budget in near])
-    return table.take(table.loss <= limits)
 
 
 def fit_quadratic(params: Floats, samples: Floats, loss: Floats) -> QuadraticLaw:

@@ -17,11 +17,11 @@ from functools import partial
 
 import numpy as np
 
-from playserve_trainer.laws.isoflop import budget_curves
+from playserve_trainer.laws.isoflop import budget_curves, budgets_of
 from playserve_trainer.laws.refusals import RefusedError
 from playserve_trainer.laws.table import CellTable, Floats
 
-__all__ = ["Estimate", "Resampler", "bootstrap", "jackknife_budgets"]
+__all__ = ["Estimate", "Resampler", "bootstrap", "drawn_losses", "jackknife_budgets"]
 
 #: Returns numbers by name; raises RefusedError where a table cannot carry them.
 Numbers = Callable[[CellTable, np.random.Generator], Mapping[str, float]]
@@ -58,7 +58,9 @@ class Resampler:
     def __init__(self, table: CellTable) -> None:
         self.table = table
         self._runs = self._by_stratum()
-        self._losses = table.episode_losses()
+        losses = table.episode_losses()
+        # Of a single episode nothing can be drawn.
+        self._losses = losses if losses is not None and len(losses[1]) > 1 else None
         self.by_seed = any(len(runs) > 1 for runs in self._runs)
         self.noise = self._noise()
 
@@ -91,13 +93,12 @@ class Resampler:
 
     def draw(self, rng: np.random.Generator) -> CellTable:
         """Return one table."""
-        table = self.table.take(self._rows(rng))
+        rows = self._rows(rng)
+        table = self.table.take(rows)
         loss, returns = table.loss.copy(), table.numbers["return_mean"].copy()
-        if self.noise == "episodes":
-            sums_KE, labels_E = table.episode_losses() or (np.zeros((0, 0)), np.zeros(0))
-            episodes = len(labels_E)
-            weights = rng.multinomial(episodes, np.full(episodes, 1 / episodes)).astype(np.float64)
-            loss = (sums_KE @ weights) / (labels_E @ weights)
+        if self._losses is not None:
+            sums_KE, labels_E = self._losses
+            loss = drawn_losses(sums_KE[rows], labels_E, rng)
         elif self.noise == "errors":
             loss = np.maximum(loss + np.nan_to_num(table.numbers["loss_se"]) * rng.standard_normal(len(loss)), 1e-12)
         returns = returns + np.nan_to_num(table.numbers["return_se"]) * rng.standard_normal(len(returns))
@@ -128,12 +129,20 @@ class Resampler:
         return [[np.array(rows) for rows in runs.values()] for runs in strata.values()]
 
     def _noise(self) -> str:
-        if self._losses is not None and self._losses[0].shape[1] > 1:
+        if self._losses is not None:
             return "episodes"
         return "errors" if self.table.has("loss_se") else "none"
 
     def _lone_budgets(self) -> list[str]:
         return [f"{curve.budget:.3g}" for curve in budget_curves(self.table) if curve.seeds.max() == 1]
+
+
+def drawn_losses(sums_KE: Floats, labels_E: Floats, rng: np.random.Generator) -> Floats:
+    """Return the loss of every cell [K] with the held-out episodes drawn anew, the same draw for all."""
+    episodes = len(labels_E)
+    weights_E = rng.multinomial(episodes, np.full(episodes, 1 / episodes)).astype(np.float64)
+    losses: Floats = (sums_KE @ weights_E) / (labels_E @ weights_E)
+    return losses
 
 
 def bootstrap(
@@ -163,12 +172,10 @@ def bootstrap(
 def jackknife_budgets(table: CellTable, numbers: Numbers) -> dict[str, tuple[float, float]]:
     """Return the least and the most of every number when one budget at a time is left out."""
     found: dict[str, list[float]] = {}
-    budgets = [curve.budget for curve in budget_curves(table)]
-    own = np.where(np.isfinite(table.numbers["budget"]), table.numbers["budget"], table.flops)
-    for budget in budgets:
+    budgets = budgets_of(table)
+    for budget in np.unique(budgets):
         try:
-            rest = table.take(np.abs(own / budget - 1) > 0.1)
-            for name, value in numbers(rest, np.random.default_rng(0)).items():
+            for name, value in numbers(table.take(budgets != budget), np.random.default_rng(0)).items():
                 found.setdefault(name, []).append(value)
         except RefusedError:
             continue
