@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from playserve_trainer.models.p2p import P2PPolicy
+from playserve_trainer.models.p2p.drawing import draw_action
 from playserve_trainer.models.p2p.tokens import groups
 
 __all__ = ["Answers", "kl_by_head"]
@@ -95,13 +96,11 @@ class Answers:
     @torch.inference_mode()
     def choose(self, out_MD: Tensor) -> NDArray[np.int64]:
         """Return the action int64 [M, H] of which each head is the likeliest, given those before it."""
-        x_MD, cache = self.policy.decoder.begin(out_MD)
-        chosen = []
-        for head in range(self.num_heads):
-            y_MD = self.policy.decoder.advance(x_MD, head, cache)
-            chosen.append(self.policy.logits(y_MD, head).argmax(-1))
-            x_MD = self.policy.embedding.head(chosen[-1], head)
-        found: NDArray[np.int64] = torch.stack(chosen, dim=1).cpu().numpy()
+        policy = self.policy
+        chosen_MH = draw_action(
+            out_MD, (policy.decoder, policy.embedding, policy.logits), lambda logits_MA, _: logits_MA.argmax(-1)
+        )
+        found: NDArray[np.int64] = chosen_MH.cpu().numpy()
         return found
 
 

@@ -66,19 +66,20 @@ class ActionDecoder(nn.Module):
         layers = [block.cache(len(out_MD), self.num_actions) for block in self.blocks()]
         return self._begin(out_MD), DecoderCache(layers, self._rotations(out_MD))
 
-    def advance(self, x_MD: Tensor, head: int, cache: DecoderCache) -> Tensor:
-        """Return the vector [M, D] that predicts token `head`.
+    def advance(self, x_MND: Tensor, head: int, cache: DecoderCache) -> Tensor:
+        """Return the vectors [M, N, D] that predict the tokens from `head` on.
 
         Args:
-            x_MD: What :meth:`begin` gave, or the embedding of the token before.
-            head: Which position this is, from 0.
-            cache: Advanced in place.
+            x_MND: What :meth:`begin` gave, or embeddings of the tokens before.
+            head: Which position the first of the N is, from 0.
+            cache: Advanced in place; what it holds of these positions and later ones is overwritten.
         """
-        x = (x_MD.float() + self.position[head].float()).unsqueeze(1)
-        by = Rotation(*(angles[head : head + 1] for angles in cache.rotations))
+        its = slice(head, head + x_MND.shape[1])
+        x = x_MND.float() + self.position[its].float()
+        by = Rotation(*(angles[its] for angles in cache.rotations))
         for block, keys_values in zip(self.blocks(), cache.layers, strict=True):
             x = block.advance(x, by, keys_values, 1 + head)
-        return x.squeeze(1)
+        return x
 
     def forward_flops(self, args: tuple[Any, ...], output: Any) -> int:
         """Return 0: layers count themselves."""
@@ -117,13 +118,16 @@ class _DecoderBlock(Block):
         cache[..., :1, :] = sinks
         return cache
 
-    def advance(self, x_M1D: Tensor, by: Rotation, cache: Tensor, place: int) -> Tensor:
-        """Return [M, 1, D]; the keys and values of the new position go to `place`."""
-        query, key, value = self.project(x_M1D, by)
-        cache[:, 0, :, place] = key.squeeze(2)
-        cache[:, 1, :, place] = value.squeeze(2)
-        seen = cache[..., : place + 1, :].to(query.dtype)
-        return self.finish(x_M1D, merge_heads(F.scaled_dot_product_attention(query, seen[:, 0], seen[:, 1])))
+    def advance(self, x_MND: Tensor, by: Rotation, cache: Tensor, place: int) -> Tensor:
+        """Return [M, N, D]; the keys and values of the new positions go to `place` and after it."""
+        query, key, value = self.project(x_MND, by)
+        num = query.shape[2]
+        cache[:, 0, :, place : place + num] = key
+        cache[:, 1, :, place : place + num] = value
+        seen = cache[..., : place + num, :].to(query.dtype)
+        mask = None if num == 1 else torch.ones(num, place + num, dtype=torch.bool, device=query.device).tril(place)
+        read = F.scaled_dot_product_attention(query, seen[:, 0], seen[:, 1], attn_mask=mask)
+        return self.finish(x_MND, merge_heads(read))
 
     def forward_flops(self, args: tuple[Any, ...], output: Any) -> int:
         """Return the FLOPs of attention: position i reads the sink and i + 1 positions, in two products of size D."""

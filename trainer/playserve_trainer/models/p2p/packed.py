@@ -65,7 +65,15 @@ class _FoldedConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [X, C, S, S]."""
-        y: Tensor = self.conv(x)
+        conv = self.conv
+        if x.dtype == torch.float32 and x.device.type == "cpu" and torch._C._has_mkldnn:
+            # One pass over the output instead of two; compiled models call the same operator.
+            y: Tensor = torch.ops.mkldnn._convolution_pointwise(
+                x, conv.weight, conv.bias, conv.padding, conv.stride, conv.dilation, conv.groups,
+                "swish" if self.activation else "none", [], "",
+            )  # fmt: skip
+            return y
+        y = conv(x)
         return F.silu(y, inplace=True) if self.activation else y
 
 

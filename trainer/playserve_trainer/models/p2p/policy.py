@@ -19,6 +19,7 @@ from playserve.specs import Codec, GapMode, GapRule, ImageFormat, PolicySpec, Te
 from playserve_trainer.models.p2p.backbone import Backbone
 from playserve_trainer.models.p2p.config import P2PConfig
 from playserve_trainer.models.p2p.decoder import ActionDecoder
+from playserve_trainer.models.p2p.drawing import draw_action
 from playserve_trainer.models.p2p.loss import LossParts, p2p_loss
 from playserve_trainer.models.p2p.packed import can_pack, computes_bfloat16, fold_batch_norms, pack_linears
 from playserve_trainer.models.p2p.ring import make_rings
@@ -147,17 +148,14 @@ class P2PPolicy(Policy):
 
     def step(self, inputs: Mapping[str, Tensor], executed_BH: Tensor, memory: Memory, sample: Sampler) -> StepOutput:
         """See :class:`Policy`: one pass over the executed action and the new tokens, then the decoder."""
-        actions_BHD = self._past(self._known(executed_BH))
+        executed_BH = self._known(executed_BH)
+        actions_BHD = self._past(executed_BH)
         new_B4D = self.tokens(self.image(inputs["frame"]), inputs.get(INSTRUCTION))
         rings = make_rings(memory, self.config.histories, self._past_heads)
         out_BD = self.backbone.step(torch.cat([actions_BHD, new_B4D], dim=1), rings)
-        x_BD, cache = self.decoder.begin(out_BD)
-        drawn: list[Tensor] = []
-        for head in range(len(self._heads)):
-            y_BD = self.decoder.advance(x_BD, head, cache)
-            drawn.append(sample(self.logits(y_BD, head), head))
-            x_BD = self.embedding.head(drawn[-1], head)
-        return StepOutput(torch.stack(drawn, dim=1))
+        looks = out_BD.device.type == "cpu" and not torch.compiler.is_compiling()
+        parts = (self.decoder, self.embedding, self.logits)
+        return StepOutput(draw_action(out_BD, parts, sample, executed_BH if looks else None))
 
     def loss(self, logits: Sequence[Tensor], labels_BTH: Tensor, counts: LabelCounts) -> Tensor:
         """See :class:`Policy`: Open P2P's loss."""
