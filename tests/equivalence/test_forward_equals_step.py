@@ -26,6 +26,8 @@ Batch = tuple[dict[str, Tensor], Tensor, Tensor, Tensor]
 CONFIGS: Mapping[str, dict[str, Any]] = {
     "atari": {"game": "breakout", "num_actions": NUM_ACTIONS, "width": 2},
     "nethack/lstm": {"num_actions": NUM_ACTIONS, "width": 32, "layers": 2},
+    "nethack/no-message": {"num_actions": NUM_ACTIONS, "width": 32, "message": False},
+    "nethack/no-map": {"num_actions": NUM_ACTIONS, "width": 32, "core": "transformer", "context": 4, "map": False},
     "nethack/transformer": {
         "num_actions": NUM_ACTIONS, "width": 64, "core": "transformer", "layers": 2, "context": 4, "inventory": True,
     },

@@ -41,6 +41,14 @@ def test_other_families_are_planned_without_their_data(name: str, sizes: tuple[o
     assert facts[0].sequence_length > 1
 
 
+def test_inputs_that_are_left_out_cost_nothing() -> None:
+    study = load_study("nethack-data", "smoke")
+    measure = measure_sizes(study, "/nowhere")
+    whole, *parts = (measure(study.tasks[0], variant, 192) for variant in ("base", "no-message", "no-map"))
+    assert all(part.params < whole.params for part in parts)
+    assert parts[1].flops_per_sample < parts[0].flops_per_sample == whole.flops_per_sample  # of embedding bags: 0
+
+
 def test_settings_that_the_grid_decides_are_refused(toy_study: Path, toy_data: Path) -> None:
     study = load_study(str(toy_study), "small")
     values = {name: getattr(study, name) for name in Study.__slots__} | {"training": {"seed": 3, "max_steps": 1}}

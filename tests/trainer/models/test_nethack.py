@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
@@ -11,6 +13,8 @@ from torch.nn import functional as F
 
 from playserve.errors import BadSettingError
 from playserve_client.nethack.keys import ACTION_NAMES
+from playserve_trainer import checkpoint
+from playserve_trainer.checkpoint import Manifest
 from playserve_trainer.flops import count_flops
 from playserve_trainer.models.nethack import NetHackConfig, NetHackPolicy
 from playserve_trainer.models.nethack.encoder import NetHackEncoder, crop_codes
@@ -56,10 +60,14 @@ def encode(encoder: NetHackEncoder, frame: dict[str, Tensor], executed: int = 3)
     return encoder(frame["tty_chars"], frame["tty_colors"], frame["tty_cursor"], torch.tensor([executed]), None)
 
 
+def encoder_of(**settings: bool) -> NetHackEncoder:
+    torch.manual_seed(0)
+    return NetHackEncoder(NetHackConfig(width=32, **settings)).requires_grad_(False)
+
+
 @pytest.fixture
 def encoder() -> NetHackEncoder:
-    torch.manual_seed(0)
-    return NetHackEncoder(NetHackConfig(width=32)).requires_grad_(False)
+    return encoder_of()
 
 
 def test_words_are_known_wherever_they_stand() -> None:
@@ -132,6 +140,76 @@ def test_the_encoder_sees_it(encoder: NetHackEncoder, other: dict[str, Tensor]) 
     assert (encode(encoder, screen()) - encode(encoder, other)).abs().max() > 1e-4
 
 
+TOP = (3, 30)  # the crop of a cursor here reaches row 0
+
+
+@pytest.mark.parametrize("map_", [True, False], ids=["map", "no map"])
+@pytest.mark.parametrize("player", [(10, 30), TOP], ids=["middle", "top"])
+def test_without_the_message_its_line_is_not_looked_at(map_: bool, player: tuple[int, int]) -> None:
+    other = screen("You see here a jackal corpse.", player=player)
+    other["tty_colors"][0, 0] = 3
+    seeing, blind = encoder_of(map=map_), encoder_of(message=False, map=map_)
+    assert (encode(seeing, screen(player=player)) - encode(seeing, other)).abs().max() > 1e-4
+    assert torch.equal(encode(blind, screen(player=player)), encode(blind, other))
+    assert map_ == bool((encode(blind, screen(player=player)) - encode(blind, screen(row11="x" * 31))).any())
+
+
+@pytest.mark.parametrize("message", [True, False], ids=["message", "no message"])
+def test_without_the_map_text_lines_and_the_previous_key_are_all_that_is_looked_at(message: bool) -> None:
+    encoder = encoder_of(message=message, map=False)
+    frame, other = screen(), screen(player=(5, 50), row15="d" * 80)
+    other["tty_colors"][0, 1:22] = 3
+    assert torch.equal(encode(encoder, frame), encode(encoder, other))
+    for seen in (screen(row23=STATUS_2.replace("HP:9", "HP:1")), screen(row23=STATUS_2.replace("Hungry", "Weak"))):
+        assert (encode(encoder, frame) - encode(encoder, seen)).abs().max() > 1e-4
+    assert (encode(encoder, frame) - encode(encoder, frame, executed=UNKNOWN_ACTION)).abs().max() > 1e-2
+    assert message == bool((encode(encoder, frame) - encode(encoder, screen("It hits!"))).any())
+
+
+def test_what_is_left_out_has_no_weights_and_takes_no_flops() -> None:
+    whole = build("nethack", {"width": 32})
+    sizes = {name: parameter.numel() for name, parameter in whole.named_parameters()}
+    flops = count_flops(whole).by_layer
+    branches = {
+        "message": ("encoder.message.",),
+        "map": ("encoder.crop.", "encoder.zones.", "encoder.row.", "encoder.column."),
+    }
+    for left_out in (("message",), ("map",), ("message", "map")):
+        gone = tuple(prefix for name in left_out for prefix in branches[name])
+        policy = build("nethack", {"width": 32, **dict.fromkeys(left_out, False)})
+        kept = {name: size for name, size in sizes.items() if not name.startswith(gone)}
+        assert {name: parameter.numel() for name, parameter in policy.named_parameters()} == kept
+        assert count_flops(policy).by_layer == {n: count for n, count in flops.items() if not n.startswith(gone)}
+        assert policy.spec().inputs == whole.spec().inputs  # the environment's terminal is the same
+        assert policy.layout() == whole.layout()
+
+
+def test_a_config_of_before_the_switches_is_one_that_sees_all() -> None:
+    before = {
+        "width": 32, "core": "transformer", "layers": 1, "context": 8, "inventory": False,
+        "character": "mon-hum-neu-mal", "num_actions": 121, "action_names": [],
+    }  # fmt: skip
+    torch.manual_seed(0)
+    old = build("nethack", before)
+    torch.manual_seed(0)
+    new = build("nethack", {**before, "message": True, "map": True})
+    assert describe(old) == describe(new)
+    assert old.layout() == new.layout()
+    assert list(old.state_dict()) == list(new.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(old.state_dict().values(), new.state_dict().values(), strict=True))
+
+
+def test_a_checkpoint_without_message_and_map_comes_back(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    policy = NetHackPolicy(NetHackConfig(width=32, message=False, map=False)).eval()
+    checkpoint.save(tmp_path / "blind", policy, Manifest.describe(policy))
+    loaded, manifest = checkpoint.load(tmp_path / "blind")
+    assert (manifest.config["message"], manifest.config["map"]) == (False, False)
+    assert manifest.num_params == sum(parameter.numel() for parameter in policy.parameters())
+    sequence = _sequence(policy, 4)
+    assert torch.equal(loaded(*sequence).logits[0], policy(*sequence).logits[0])
+
+
 def test_the_encoder_sees_colours_and_the_previous_key(encoder: NetHackEncoder) -> None:
     frame, brown = screen(), screen()
     brown["tty_colors"][0, 10, 31] = 3
@@ -173,13 +251,17 @@ def test_words_and_numbers_are_the_same_where_shapes_must_not_depend_on_the_data
         assert torch.equal(compact, dense)
 
 
-def test_the_crop_is_the_same_where_shapes_must_not_depend_on_the_data(encoder: NetHackEncoder) -> None:
+@pytest.mark.parametrize("first_row", [0, 1])
+def test_the_crop_is_the_same_where_shapes_must_not_depend_on_the_data(first_row: int) -> None:
+    crop = encoder_of(message=first_row == 0).crop
+    assert crop is not None
     generator = torch.Generator().manual_seed(0)
     chars = torch.randint(0, 256, (6, 24, 80), dtype=torch.uint8, generator=generator)
     colors = torch.randint(-128, 128, (6, 24, 80), dtype=torch.int8, generator=generator)
     row, column = torch.tensor([0, 5, 10, 23, 1, 23]), torch.tensor([0, 79, 40, 3, 1, 79])
-    dense = encoder.crop.codes(chars, colors, row, column)
-    assert torch.equal(torch.from_numpy(crop_codes(chars.numpy(), colors.numpy(), row.numpy(), column.numpy())), dense)
+    dense = crop.codes(chars, colors, row, column)
+    screens = (chars.numpy(), colors.numpy(), row.numpy(), column.numpy())
+    assert torch.equal(torch.from_numpy(crop_codes(*screens, first_row)), dense)
 
 
 def test_a_cursor_at_the_edge_or_beyond_is_no_error(encoder: NetHackEncoder) -> None:

@@ -136,6 +136,19 @@ def test_what_the_screen_says_is_learnt_and_the_summary_tells_so(write_games: Wr
     assert manifest.samples_seen == 80 * 4 * 8
 
 
+def test_without_the_map_the_arrow_beside_the_cursor_is_not_seen(write_games: Write, tmp_path: Path) -> None:
+    data, short = write_games(), ("--max-steps", "60", "--lr", "0.005", "--warmup-steps", "5")
+    accuracy = {}
+    for flag in ("--no-map", "--no-message"):
+        assert _main(*_new(data, tmp_path / flag, flag, *short)) == 0
+        accuracy[flag] = json.loads((tmp_path / flag / "summary.json").read_text())["held_out"]["accuracy"]
+    assert accuracy["--no-map"] < 0.5 < 0.7 < accuracy["--no-message"]
+    config = checkpoint.read_manifest(tmp_path / "--no-map" / "checkpoint").config
+    assert (config["message"], config["map"]) == (True, False)
+    # A resumed run is as blind as it was.
+    assert _main("--out", str(tmp_path / "--no-map"), "--resume", "--max-steps", "62") == 0
+
+
 def test_a_run_goes_on_with_its_own_settings(write_games: Write, tmp_path: Path) -> None:
     data, whole, cut = write_games(), tmp_path / "whole", tmp_path / "cut"
     constant = ["--schedule", "constant"]

@@ -26,7 +26,7 @@ __all__ = ["DEFAULTS", "MODEL_FLAGS", "SUMMARY", "TASK_FLAG", "configure", "prep
 
 SUMMARY = "an LSTM or a causal transformer, on NetHack games of an expert"
 TASK_FLAG = "character"
-MODEL_FLAGS: tuple[str, ...] = ("width", "core", "layers", "context", "inventory")
+MODEL_FLAGS: tuple[str, ...] = ("width", "core", "layers", "context", "inventory", "message", "map")
 
 _FAMILY = "nethack"
 _DEFAULT_CHARACTER = "mon-hum-neu-mal"
@@ -70,6 +70,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--inventory", action="store_true", help="learn from inv_glyphs too; the games must hold them", **given_only
     )
+    parser.add_argument(
+        "--no-message", dest="message", action="store_false", help="leave out the message line", **given_only
+    )
+    parser.add_argument(
+        "--no-map", dest="map", action="store_false",
+        help="leave out the map, the crop around the cursor, and the cursor's place", **given_only,
+    )  # fmt: skip
 
 
 def settings(given: Mapping[str, Any]) -> dict[str, Any]:

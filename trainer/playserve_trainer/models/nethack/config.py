@@ -30,6 +30,10 @@ class NetHackConfig:
         context: Steps that each layer of a transformer looks back over, the present one included; no matter to an LSTM,
             whose memory has no bound.
         inventory: Whether the policy sees `inv_glyphs`; ttyrecs do not hold them, replayed games do.
+        message: Whether it sees the message line, row 0 of the terminal. Text that the game draws over the map (menus,
+            the further lines of a long message) belongs to the map.
+        map: Whether it sees rows 1 to 21 of the terminal, the crop around the cursor, and where the cursor is. Without
+            it there remain the message, the status lines, the previous action and the inventory.
         character: Role, race, alignment and gender as NLE names them; "@": any.
         num_actions: Size of the action set.
         action_names: Names by index, empty or `num_actions` long.
@@ -40,6 +44,8 @@ class NetHackConfig:
     layers: int = 1
     context: int = 64
     inventory: bool = False
+    message: bool = True
+    map: bool = True
     character: str = DEFAULT_CHARACTER
     num_actions: int = NUM_ACTIONS
     action_names: tuple[str, ...] = ()

@@ -9,8 +9,13 @@ minute of training is worth:
 - the rest of the screen is counted: how many cells of each kind lie in each zone around the cursor. Zones grow with
   the distance. The counts need no gradient.
 
-The parts add up, which is what concatenation before a linear layer would do. What needs no gradient is computed in
-numpy on a CPU, for all lines at once: a step of few rows is otherwise spent on the calls of hundreds of operators.
+The parts add up, which is what concatenation before a linear layer would do. What the settings leave out (message,
+map, inventory) has no weights and takes no time. Tuyls et al. cut the crop out of the map and read the cursor for that
+alone: without the map this encoder knows neither the crop nor the cursor, and without the message the crop, which here
+is cut out of the whole terminal, does not show row 0 either.
+
+What needs no gradient is computed in numpy on a CPU, for all lines at once: a step of few rows is otherwise spent on
+the calls of hundreds of operators.
 
 Shape legend: N frames, D width, P = 81 cells of the crop, Z zones, K kinds of cells.
 """
@@ -58,16 +63,16 @@ class NetHackEncoder(nn.Module):
 
     def __init__(self, config: NetHackConfig) -> None:
         super().__init__()
-        width = config.width
+        width, first_row = config.width, _MESSAGE if config.message else _MAP.start
         self.hashes = WordHashes(_COLUMNS, max(_MESSAGE_WORDS, _STATUS_WORDS))
-        self.message = _Words(self.hashes, _MESSAGE_WORDS, _MESSAGE_CODES, width)
+        self.message = _Words(self.hashes, _MESSAGE_WORDS, _MESSAGE_CODES, width) if config.message else None
         self.status_words = _Words(self.hashes, _STATUS_WORDS, _STATUS_CODES, width)
         self.status = _Status(width)
-        self.crop = _Crop(width)
-        self.zones = _Zones(width)
+        self.crop = _Crop(width, first_row) if config.map else None
+        self.zones = _Zones(width) if config.map else None
         self.executed = nn.Embedding(config.num_actions - UNKNOWN_ACTION, width)
-        self.row = nn.Embedding(_ROWS, width)
-        self.column = nn.Embedding(_COLUMNS, width)
+        self.row = nn.Embedding(_ROWS, width) if config.map else None
+        self.column = nn.Embedding(_COLUMNS, width) if config.map else None
         self.inventory = (
             nn.EmbeddingBag(_NO_GLYPH + 1, width, mode="sum", padding_idx=_NO_GLYPH) if config.inventory else None
         )
@@ -75,7 +80,8 @@ class NetHackEncoder(nn.Module):
         self.mix = nn.Linear(width, width)
         # What matters from the first step on begins loud; tables of thousands of rows begin quiet, not as noise.
         for embedding, std in ((self.executed, 1.0), (self.row, 0.3), (self.column, 0.1)):
-            nn.init.normal_(embedding.weight, std=std)
+            if embedding is not None:
+                nn.init.normal_(embedding.weight, std=std)
 
     def forward(
         self, chars_NRC: Tensor, colors_NRC: Tensor, cursor_N2: Tensor, executed_N: Tensor, inventory: Tensor | None
@@ -89,26 +95,28 @@ class NetHackEncoder(nn.Module):
             executed_N: int64 [N], the previous action.
             inventory: int16 [N, 55] glyphs, or None.
         """
-        row_N = cursor_N2[:, 0].long().clamp(max=_ROWS - 1)
-        column_N = cursor_N2[:, 1].long().clamp(max=_COLUMNS - 1)
-        message_NC, status_NC = self._hash_words(chars_NRC)
-        x_ND = self.message(message_NC) + self.status_words(status_NC) + self.status(chars_NRC)
-        x_ND = x_ND + self.executed(executed_N - UNKNOWN_ACTION) + self.row(row_N) + self.column(column_N)
-        x_ND = x_ND + self.crop(chars_NRC, colors_NRC, row_N, column_N)
-        x_ND = x_ND + self.zones(chars_NRC, colors_NRC, row_N, column_N)
+        x_ND = self._words(chars_NRC) + self.status(chars_NRC) + self.executed(executed_N - UNKNOWN_ACTION)
+        if self.row is not None and self.column is not None and self.crop is not None and self.zones is not None:
+            row_N = cursor_N2[:, 0].long().clamp(max=_ROWS - 1)
+            column_N = cursor_N2[:, 1].long().clamp(max=_COLUMNS - 1)
+            x_ND = x_ND + self.row(row_N) + self.column(column_N)
+            x_ND = x_ND + self.crop(chars_NRC, colors_NRC, row_N, column_N)
+            x_ND = x_ND + self.zones(chars_NRC, colors_NRC, row_N, column_N)
         if self.inventory is not None and inventory is not None:
             x_ND = x_ND + self.inventory(inventory.long().clamp(0, _NO_GLYPH))
         x_ND = self.norm(x_ND)
         mixed_ND: Tensor = x_ND + self.mix(F.relu(x_ND))
         return mixed_ND
 
-    def _hash_words(self, chars_NRC: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the hashes of the words of the message line, and of the last status line, where digits are none."""
-        line_N2L = torch.stack([chars_NRC[:, _MESSAGE], chars_NRC[:, _STATUS[-1]]], dim=1)
-        text_N2L = line_N2L > _SPACE
-        text_N2L[:, 1] &= (line_N2L[:, 1] < _ZERO) | (line_N2L[:, 1] > _NINE)
-        hashes_N2C = self.hashes(line_N2L.flatten(0, 1), text_N2L.flatten(0, 1)).view(len(chars_NRC), 2, -1)
-        return hashes_N2C[:, 0], hashes_N2C[:, 1]
+    def _words(self, chars_NRC: Tensor) -> Tensor:
+        """Return vectors [N, D] of the words of the message, and of the last status line, where digits are none."""
+        rows = [_STATUS[-1]] if self.message is None else [_MESSAGE, _STATUS[-1]]
+        line_NRL = torch.stack([chars_NRC[:, row] for row in rows], dim=1)
+        text_NRL = line_NRL > _SPACE
+        text_NRL[:, -1] &= (line_NRL[:, -1] < _ZERO) | (line_NRL[:, -1] > _NINE)
+        hashes_NRH = self.hashes(line_NRL.flatten(0, 1), text_NRL.flatten(0, 1)).view(len(chars_NRC), len(rows), -1)
+        x_ND: Tensor = self.status_words(hashes_NRH[:, -1])
+        return x_ND if self.message is None else self.message(hashes_NRH[:, 0]) + x_ND
 
 
 class _Words(nn.Module):
@@ -145,11 +153,11 @@ class _Status(nn.Module):
 
 
 class _Crop(nn.Module):
-    """The 9x9 cells around the cursor."""
+    """The 9x9 cells around the cursor; rows above `first_row` are not looked at."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, first_row: int = 0) -> None:
         super().__init__()
-        side = 2 * _RADIUS + 1
+        self.first_row, side = first_row, 2 * _RADIUS + 1
         self.embed = nn.Embedding(_CODES, _CODE_SIZE)
         self.linear = nn.Linear(side * side * _CODE_SIZE, width)
         nn.init.normal_(self.embed.weight, std=0.3)
@@ -157,17 +165,17 @@ class _Crop(nn.Module):
     def forward(self, chars_NRC: Tensor, colors_NRC: Tensor, row_N: Tensor, column_N: Tensor) -> Tensor:
         if in_numpy(chars_NRC):
             screens = (chars_NRC.numpy(), colors_NRC.numpy(), row_N.numpy(), column_N.numpy())
-            code_NP = torch.from_numpy(crop_codes(*screens))
+            code_NP = torch.from_numpy(crop_codes(*screens, self.first_row))
         else:
             code_NP = self.codes(chars_NRC, colors_NRC, row_N, column_N)
         vectors_ND: Tensor = self.linear(self.embed(code_NP).flatten(1))
         return vectors_ND
 
     def codes(self, chars_NRC: Tensor, colors_NRC: Tensor, row_N: Tensor, column_N: Tensor) -> Tensor:
-        """Return the code int64 [N, P] of each cell of the crop, 0 outside of the screen."""
+        """Return the code int64 [N, P] of each cell of the crop, 0 outside of what is looked at."""
         around = torch.arange(-_RADIUS, _RADIUS + 1, device=chars_NRC.device)
         row_NS, column_NS = row_N.unsqueeze(1) + around, column_N.unsqueeze(1) + around
-        inside_NSS = ((row_NS >= 0) & (row_NS < _ROWS)).unsqueeze(2) & (
+        inside_NSS = ((row_NS >= self.first_row) & (row_NS < _ROWS)).unsqueeze(2) & (
             (column_NS >= 0) & (column_NS < _COLUMNS)
         ).unsqueeze(1)
         place_NSS = row_NS.clamp(0, _ROWS - 1).unsqueeze(2) * _COLUMNS + column_NS.clamp(0, _COLUMNS - 1).unsqueeze(1)
@@ -178,7 +186,11 @@ class _Crop(nn.Module):
 
 
 def crop_codes(
-    chars_NRC: NDArray[np.uint8], colors_NRC: NDArray[np.int8], row_N: NDArray[np.int64], column_N: NDArray[np.int64]
+    chars_NRC: NDArray[np.uint8],
+    colors_NRC: NDArray[np.int8],
+    row_N: NDArray[np.int64],
+    column_N: NDArray[np.int64],
+    first_row: int = 0,
 ) -> NDArray[np.int64]:
     """Do what `_Crop.codes` does, in numpy: whole pieces of rows, cut from a screen with a frame of zeros."""
     side, num_screens = 2 * _RADIUS + 1, len(chars_NRC)
@@ -186,6 +198,7 @@ def crop_codes(
     inner = framed[:, _RADIUS:-_RADIUS, _RADIUS:-_RADIUS]
     np.multiply(chars_NRC & 127, _COLORS, out=inner, dtype=np.int16)
     inner += colors_NRC & (_COLORS - 1)
+    inner[:, :first_row] = 0
     windows = sliding_window_view(framed, (side, side), axis=(1, 2))
     return windows[np.arange(num_screens), row_N, column_N].reshape(num_screens, -1).astype(np.int64)
 
