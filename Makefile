@@ -12,7 +12,7 @@ EXTRAS ?= envs,train,serve,text,laws
 PIP_VERSION := 26.3
 # More arguments for pip, for example --extra-index-url https://download.pytorch.org/whl/cpu for the small torch.
 PIP_ARGS ?=
-# More arguments for pytest, for example PYTEST_ARGS='-k slots -x'.
+# More arguments for pytest, for example PYTEST_ARGS='-k slots -x', or PYTEST_ARGS='-n 0' for one process.
 PYTEST_ARGS ?=
 # More arguments for every benchmark, for example BENCH_ARGS='--rounds 3'.
 BENCH_ARGS ?=
@@ -60,7 +60,7 @@ doom: $(STAMP) ## The whole Doom recipe: an hour of recording and training, then
 	$(BIN)/playserve demo doom --full --out $(DOOM_OUT)
 
 test: lint types ## Lint, types, import floors and every fast test.
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
 lint: $(STAMP) ## ruff and the import floors.
 	$(BIN)/ruff check .

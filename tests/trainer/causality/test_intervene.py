@@ -105,7 +105,7 @@ def test_pairs_are_of_two_recordings_of_a_task_that_want_different_things_both_w
 
 
 def test_a_policy_without_past_actions_is_moved_by_frames_alone(subject: Subject, make_policy: MakePolicy) -> None:
-    value = _asked(subject, _learn(subject, make_policy(past_actions=False), 50))
+    value = _asked(subject, _learn(subject, make_policy(past_actions=False), 80))
     assert not value["sees_past_actions"]
     assert "kl_history is 0 by construction" in value["note"]
     found = value["all"]
