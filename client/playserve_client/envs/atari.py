@@ -110,13 +110,18 @@ class AtariEnv(gymnasium.Env[NDArray[np.uint8], np.int64 | int]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
-        """Start the episode of `seed` (a fresh one where it is None); return the observation and an empty info."""
+        """Start the episode of `seed` (a fresh one where it is None); return the observation and an empty info.
+
+        With ``options={"reseed": False}`` the emulator's own random stream goes on where it is, and the seed sets the
+        no-ops only: that spares loading the game, and no seed repeats such an episode.
+        """
         # The same derivation as ale_py's own gymnasium environment, so that a seed means the same episode there.
         np_seed, ale_seed = np.random.SeedSequence(seed).generate_state(n_words=2)
         self._np_random, _ = seeding.np_random(int(np_seed))
-        self._ale.setInt("random_seed", int(np.int32(ale_seed)))
-        # The emulator takes a random seed only when it loads a game (0.15 s).
-        self._ale.loadROM(self._path)
+        if (options or {}).get("reseed", True):
+            self._ale.setInt("random_seed", int(np.int32(ale_seed)))
+            # The emulator takes a random seed only when it loads a game (0.15 s).
+            self._ale.loadROM(self._path)
         self._ale.reset_game()
         self.noops = int(self._np_random.integers(1, self.noop_max + 1)) if self.noop_max else 0
         for _ in range(self.noops):

@@ -50,6 +50,21 @@ def play(env: AtariEnv, seed: int, steps: int = 60) -> tuple[np.ndarray, np.ndar
     return np.stack(frames), np.stack(rams), env.noops
 
 
+def test_an_episode_may_begin_without_seeding_the_emulator_again() -> None:
+    env, other = AtariEnv("breakout", stickiness=0.25), AtariEnv("breakout", stickiness=0.25)
+    env.reset(seed=4)
+    play(other, 9)
+    shown, noops = [], []
+    for each in (env, other):
+        observation, _ = each.reset(seed=7, options={"reseed": False})
+        shown.append(observation)
+        noops.append(each.noops)
+        assert (each.steps, each.score, each.lives()) == (0, 0.0, 5)
+    env.reset(seed=7)
+    assert noops == [env.noops] * 2  # those are the seed's
+    np.testing.assert_array_equal(shown[0], shown[1])  # no ball yet: nothing moves by itself
+
+
 @pytest.mark.parametrize("stickiness", [0.0, 0.25])
 def test_an_episode_is_a_function_of_its_seed(stickiness: float) -> None:
     env = AtariEnv("breakout", stickiness=stickiness)
