@@ -28,7 +28,7 @@ from playserve_client.p2p.recording import ANNOTATION, FULL_VIDEO, Source, video
 from playserve_client.p2p.sidecar import Sidecar, columns, write_sidecar
 from playserve_client.p2p.video import VideoSettings, VideoWriter
 
-__all__ = ["FORMAT_VERSION", "PART_SUFFIX", "RecordingWriter", "uuid7"]
+__all__ = ["FORMAT_VERSION", "PART_SUFFIX", "RecordingWriter", "sync", "uuid7", "write_action"]
 
 #: Version of the annotations' layout, as Open P2P's recordings of 2025 have it.
 FORMAT_VERSION = 5
@@ -145,7 +145,7 @@ class RecordingWriter:
         entry = pb.FrameAnnotation(frame_time=time_ns)
         if action is not None and source is not Source.UNKNOWN:
             known = entry.user_action if source is Source.USER else entry.system_action
-            _write_action(action, known)
+            write_action(action, known)
         self._video.write(frame)
         if self.full_video and full_frame is not None:
             self._write_full(full_frame)
@@ -202,9 +202,9 @@ class RecordingWriter:
                 write_sidecar(self._part, Sidecar(self._episode, columns(self._rows)))
             (self._part / ANNOTATION).write_bytes(self._message.SerializeToString(deterministic=True))
             for path in self._part.iterdir():
-                _sync(path)
+                sync(path)
             os.rename(self._part, self.path)
-            _sync(self.path.parent)
+            sync(self.path.parent)
         except BaseException:
             self.abort()
             raise
@@ -258,7 +258,12 @@ def _check_full(frame: NDArray[np.uint8] | None) -> None:
         raise ShapeMismatchError(f"full frame of {frame.dtype} {list(frame.shape)}, wanted uint8 [h, w, 3]")
 
 
-def _write_action(action: DesktopAction, message: pb.LowLevelAction) -> None:
+def write_action(action: DesktopAction, message: pb.LowLevelAction) -> None:
+    """Write a known action into an annotation; motion is rounded to whole pixels.
+
+    Raises:
+        BadActionError: A number is not finite or too large, or Open P2P has no name for a button.
+    """
     numbers = (action.mouse_dx_px, action.mouse_dy_px, action.scroll)
     if not all(math.isfinite(number) and abs(number) <= _INT32_MAX for number in numbers):
         raise BadActionError(f"mouse motion and scroll of {numbers}, wanted finite numbers of 32 bits")
@@ -282,7 +287,8 @@ def _seconds(frames: int, fps: float) -> float:
     return float(seconds)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have a file or folder written to its disk, where the system can."""
     if os.name == "nt" and path.is_dir():
         return  # Windows opens no folders
     descriptor = os.open(path, os.O_RDONLY)

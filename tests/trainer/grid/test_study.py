@@ -14,7 +14,7 @@ _TIERS = ("smoke", "laptop", "gpu", "cluster")
 
 
 @pytest.mark.parametrize("tier", _TIERS)
-@pytest.mark.parametrize("name", ["atari-isoflop", "nethack-data", "doom-data"])
+@pytest.mark.parametrize("name", ["atari-isoflop", "nethack-data", "doom-data", "doom-decoder", "doom-inverse"])
 def test_every_packaged_study_has_every_tier(name: str, tier: str) -> None:
     study = load_study(name, tier)
     assert (study.study, study.tier) == (name, tier)
@@ -24,7 +24,7 @@ def test_every_packaged_study_has_every_tier(name: str, tier: str) -> None:
 
 
 def test_the_packaged_studies_are_those_of_the_issue() -> None:
-    assert list(packaged_studies()) == ["atari-isoflop", "doom-data", "nethack-data"]
+    assert list(packaged_studies()) == ["atari-isoflop", "doom-data", "doom-decoder", "doom-inverse", "nethack-data"]
     laptop = load_study("atari-isoflop", "laptop")
     assert laptop.tasks == ("freeway", "breakout")
     assert laptop.budgets == (1e11, 2e11, 5e11, 1e12, 2e12, 5e12, 1e13)
@@ -68,7 +68,7 @@ def test_wrong_keys_and_values_are_named(tmp_path: Path, change: str, message: s
 @pytest.mark.parametrize(
     ("text", "tier", "error", "message"),
     [
-        (None, "smoke", NotFoundError, "neither a file nor a packaged study: atari-isoflop, doom-data, nethack-data"),
+        (None, "smoke", NotFoundError, "neither a file nor a packaged study: atari-isoflop, doom-data, doom-decoder"),
         ("a = [", "t", DataLossError, "no TOML"),
         ("[tiers.a]\n[tiers.b]\n", "c", BadSettingError, "no tier 'c'; it has a, b"),
     ],

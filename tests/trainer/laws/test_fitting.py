@@ -53,6 +53,7 @@ def test_refusals_stand_where_numbers_would():
     assert group["laws"]["parabola"]["refused"] == "TooFewCellsError"
     assert group["hold_out"]["refused"] == "TooFewCellsError"
     assert group["constrained"]["refused"]
+    assert group["break_points"] is None
     assert group["returns"] is None
 
 

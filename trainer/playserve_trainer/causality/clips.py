@@ -130,6 +130,8 @@ def open_subject(
     policy, manifest = checkpoint.load(folder, device)
     if not isinstance(policy, P2PPolicy):
         raise BadSettingError(f"{folder} holds a policy of {manifest.family}; causality is measured for p2p only")
+    if policy.config.inverse:
+        raise BadSettingError(f"{folder} holds an inverse model, which sees no past actions that it could repeat")
     recordings = load_recordings(
         data,
         policy.vocabulary,

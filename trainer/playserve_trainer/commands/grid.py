@@ -50,9 +50,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     run_.add_argument("--minutes", type=float, metavar="M", help="save what there is after so many minutes, and end")
     run_.add_argument("--threads", type=int, default=0, help="with --index: CPU threads; 0: one for each core")
+    run_.add_argument(
+        "--processes", type=int, default=1, metavar="K",
+        help="processes of this machine, or its GPUs, that share each run, one run at a time (default 1); torchrun "
+        "spans machines: torchrun ... -m playserve_trainer.grid run DIR --index I",
+    )  # fmt: skip
     run_.add_argument("--device", default="auto", help='torch device, or "auto"')
-    _add_workers(run_)
-    run_.set_defaults(act=_run)
+    _add_workers(run_, "; 1 with --processes")
+    run_.set_defaults(act=_run, workers=None)
 
     status = actions.add_parser("status", help="what is done, running, failed and why, and waiting")
     status.add_argument("folder", type=Path, metavar="DIR", help="folder of the plan")
@@ -75,12 +80,15 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the recordings (default: data in --out)")
 
 
-def _add_workers(parser: argparse.ArgumentParser) -> None:
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _add_workers(parser: argparse.ArgumentParser, but: str = "") -> None:
     parser.add_argument(
-        "--workers", type=int, default=count, metavar="N",
-        help="processes at a time, of one thread each if there are several (default: the number of cores)",
+        "--workers", type=int, default=_cores(), metavar="N",
+        help=f"processes at a time, of one thread each if there are several (default: the number of cores{but})",
     )  # fmt: skip
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run(args: argparse.Namespace) -> int:
@@ -97,6 +105,7 @@ def _study(args: argparse.Namespace) -> tuple[Study, Path]:
 
 
 def _data(args: argparse.Namespace) -> int:
+    from playserve_trainer.grid.stages import going_on
     from playserve_trainer.processes import run_command, shown
 
     study, folder = _study(args)
@@ -104,8 +113,9 @@ def _data(args: argparse.Namespace) -> int:
         tasks = study.tasks if "{task}" in text else study.tasks[:1]
         for task in tasks:
             command = [part.format(task=task, data=folder) for part in shlex.split(text)]
-            print(f"$ {shown(command)}", flush=True)
-            if not args.dry_run and (status := run_command(command)):
+            now = going_on(command)
+            print(f"$ {shown(now or command)}{'' if now else '  # is done'}", flush=True)
+            if now and not args.dry_run and (status := run_command(now)):
                 return status
     if not study.data:
         raise BadSettingError(f"study {study.study} does not say how its data are made")
@@ -159,17 +169,23 @@ def _probed(plan: Plan, args: argparse.Namespace) -> Plan:
 def _run(args: argparse.Namespace) -> int:
     from playserve_trainer.grid.folder import GridFolder
 
+    if args.processes > 1:
+        # Read when torch is imported: without it every process warns that it looks for unused parameters, as it should.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     folder, store = GridFolder(args.folder), args.store or str((args.folder / "store").absolute())
     index = args.index if args.index is not None else _index_from_environment()
     if index is not None:
         from playserve_trainer.grid.indexed import train_index
 
-        return train_index(folder, index, store=store, device=args.device, threads=args.threads)
+        return train_index(
+            folder, index, store=store, device=args.device, threads=args.threads, count=args.processes
+        )  # fmt: skip
     from playserve_trainer.grid.execute import run_grid
 
+    workers = args.workers if args.workers is not None else _cores() if args.processes == 1 else 1
     return run_grid(
-        folder, workers=args.workers, store=store, retry_failed=args.retry_failed, device=args.device,
-        minutes=args.minutes,
+        folder, workers=workers, store=store, retry_failed=args.retry_failed, device=args.device,
+        minutes=args.minutes, processes=args.processes,
     )  # fmt: skip
 
 

@@ -40,10 +40,11 @@ from playserve_client.p2p.video import VideoReader
 from playserve_trainer.data.episodes import DataReport, NoEpisodesError
 from playserve_trainer.data.split import held_out_episodes, split_hash
 
-__all__ = ["Recordings", "default_cache", "load_recordings", "recording_hash", "without_labels"]
+__all__ = ["Recordings", "default_cache", "episode_begins", "load_recordings", "recording_hash", "with_known_actions",
+           "without_labels"]  # fmt: skip
 
-_FORMAT = 2
-_ARRAYS = ("tokens_NH", "learnt_N", "span_N", "begins_N")
+_FORMAT = 3
+_ARRAYS = ("tokens_NH", "learnt_N", "known_N", "span_N", "begins_N")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +58,7 @@ class Recordings:
         frame_size: Side of the square video that is trained on, pixels.
         tokens_NH: uint8, tokens of each frame's target action; idle where it is unknown.
         learnt_N: bool, whether the target is a person's, and therefore learnt.
+        known_N: bool, whether it is known what led from this frame to the next, be it a policy's action or noise.
         span_N: int32, index into `spans` of the instruction in force, -1 none.
         begins_N: bool, whether an episode begins, as a recorder of several may say; at play a memory begins there.
         lengths_R: int64, frames with a target.
@@ -73,6 +75,7 @@ class Recordings:
     frame_size: int
     tokens_NH: NDArray[np.uint8]
     learnt_N: NDArray[np.bool_]
+    known_N: NDArray[np.bool_]
     span_N: NDArray[np.int32]
     begins_N: NDArray[np.bool_]
     lengths_R: NDArray[np.int64]
@@ -102,6 +105,7 @@ class _Read:
 
     tokens: list[NDArray[np.uint8]] = field(default_factory=list)
     learnt: list[NDArray[np.bool_]] = field(default_factory=list)
+    known: list[NDArray[np.bool_]] = field(default_factory=list)
     span: list[NDArray[np.int32]] = field(default_factory=list)
     begins: list[NDArray[np.bool_]] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
@@ -207,7 +211,9 @@ def _read_all(
 
 def _add(read: _Read, recording: Recording, aligned: AlignedFrames, vocabulary: Vocabulary) -> None:
     read.tokens.append(vocabulary.encode_arrays(aligned.actions).astype(np.uint8))
+    begins = episode_begins(recording)
     read.learnt.append(aligned.loss_mask)
+    read.known.append((aligned.user_mask | aligned.system_mask) & ~begins[1 : len(aligned) + 1])
     spans = np.full(len(recording.instructions) + 1, -1, np.int32)  # the last entry is that of index -1
     for number, instruction in enumerate(recording.instructions):
         # Texts of one span are phrasings of one instruction.
@@ -218,17 +224,17 @@ def _add(read: _Read, recording: Recording, aligned: AlignedFrames, vocabulary: 
         for encoder, vector in instruction.embeddings.items():
             read.embeddings.setdefault(encoder, {})[instruction.text] = vector.reshape(-1)
     read.span.append(spans[aligned.instruction])
-    read.begins.append(_begins(recording, len(aligned)))
+    read.begins.append(begins[: len(aligned)])
 
 
-def _begins(recording: Recording, count: int) -> NDArray[np.bool_]:
-    """Return which frames begin an episode: the first and, by the sidecar's column "first", others."""
-    begins = np.zeros(count, np.bool_)
+def episode_begins(recording: Recording) -> NDArray[np.bool_]:
+    """Return which frames begin an episode, bool [frames]: the first and, by the sidecar's column "first", others."""
+    begins = np.zeros(len(recording.frames), np.bool_)
     with contextlib.suppress(BrokenRecordingError):
         sidecar = read_sidecar(recording.path)
         said = sidecar.arrays.get("first") if sidecar is not None else None
-        if said is not None and said.dtype == np.bool_ and said.shape == (len(recording.frames),):
-            begins |= said[:count]
+        if said is not None and said.dtype == np.bool_ and said.shape == begins.shape:
+            begins |= said
     begins[:1] = True
     return begins
 
@@ -243,7 +249,7 @@ def _keep(place: Path, read: _Read) -> None:
     part = place.with_name(f".{place.name}.{uuid.uuid4().hex}")
     part.mkdir(parents=True)
     try:
-        for name, arrays in zip(_ARRAYS, (read.tokens, read.learnt, read.span, read.begins), strict=True):
+        for name, arrays in zip(_ARRAYS, (read.tokens, read.learnt, read.known, read.span, read.begins), strict=True):
             np.save(part / f"{name}.npy", np.concatenate(cast(list[NDArray[Any]], arrays)))
         for encoder, vectors in read.embeddings.items():
             np.save(part / f"{encoder}.npy", np.stack(list(vectors.values())))
@@ -298,6 +304,14 @@ def _open(place: Path, directory: Path, frame_size: int, held_out_fraction: floa
 
 def _why(damaged: Sequence[tuple[str, str]]) -> str:
     return "".join(f"\n  {error}" for _, error in damaged[:20])
+
+
+def with_known_actions(recordings: Recordings) -> Recordings:
+    """Return the recordings with every known action to be learnt, as an inverse model learns them.
+
+    What the expert wanted can be guessed from the frame before; noise is to be read off the frame after only.
+    """
+    return dataclasses.replace(recordings, learnt_N=recordings.known_N)
 
 
 def without_labels(recordings: Recordings, broken: Mapping[int, str]) -> Recordings:

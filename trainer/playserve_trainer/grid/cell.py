@@ -49,9 +49,9 @@ class Cell:
         samples: D, repeats counted.
         unique_samples: Samples behind D.
         epochs: D over unique samples.
-        loss: Held-out loss of a labelled step.
+        loss: Held-out loss of a labelled step; None where nothing is held out (learning from play).
         loss_se: Its standard error, clustered by episode; None with fewer than two episodes.
-        accuracy: Held-out share of labels that the likeliest action hits.
+        accuracy: Held-out share of labels that the likeliest action hits, or None.
         labels: Labelled held-out steps.
         wall_s: Seconds of training up to here, evaluations between included.
         lr: Learning rate.
@@ -93,9 +93,9 @@ class Cell:
     samples: int
     unique_samples: int
     epochs: float
-    loss: float
+    loss: float | None
     loss_se: float | None
-    accuracy: float
+    accuracy: float | None
     labels: int
     wall_s: float
     lr: float

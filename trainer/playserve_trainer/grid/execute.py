@@ -1,6 +1,10 @@
 """Runs a grid: N worker processes, what they do shown in one view, and whatever ends them told.
 
 Parent and workers share nothing but files, so that either may be killed at any moment: the same command goes on.
+
+Runs are trained side by side by several workers, or one after another by one worker of several processes, which share
+each batch (`processes`): for runs that want the GPUs of the whole machine. Over several machines torchrun starts them,
+run by run (:mod:`.indexed`).
 """
 
 from __future__ import annotations
@@ -48,6 +52,7 @@ class _Pool:
     store: str
     count: int
     device: str
+    per_worker: int = 1
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     idle_deaths: int = 0
 
@@ -86,7 +91,7 @@ class _Pool:
         command = [
             sys.executable, "-m", "playserve_trainer.grid.worker", str(self.folder.root), "--slot", slot,
             "--store", self.store, "--threads", "1" if several else "0", "--device", self.device,
-            "--born", f"{time.monotonic()}",
+            "--born", f"{time.monotonic()}", "--processes", f"{self.per_worker}",
         ]  # fmt: skip
         variables = {"OMP_NUM_THREADS": "1"} if several else {}
         # Python forgets an exception that a signal raises while it forks; a held-back signal comes afterwards.
@@ -150,6 +155,7 @@ def run_grid(
     retry_failed: bool = False,
     device: str = "auto",
     minutes: float | None = None,
+    processes: int = 1,
     console: Console | None = None,
 ) -> int:
     """Train every run that is not done; return 0 if all are, 1 if some failed or time was up.
@@ -164,20 +170,22 @@ def run_grid(
         retry_failed: Whether failed runs are tried again, from where they were saved.
         device: torch device, or "auto".
         minutes: After so many the workers save what they have, and the same command goes on later; None: no end.
+        processes: Processes, or GPUs, that share each run; above 1 there is one worker.
         console: Where to show it; None: stderr.
 
     Raises:
-        BadSettingError: There are no workers, or another process runs this grid.
+        BadSettingError: There are no workers, the processes do not fit, or another process runs this grid.
         ServerFault: A worker died before it had a run.
     """
     if workers < 1:
         raise BadSettingError(f"--workers is at least 1, not {workers}")
     plan = folder.plan()
+    _check_processes(plan, workers, processes)
     with _alone(folder), StopRequest() as stop, GridView(workers, console) as view:
         if retry_failed:
             for run in plan.runs:
                 folder.forget_failure(run.name)
-        pool = _Pool(folder=folder, plan=plan, store=store, count=workers, device=device)
+        pool = _Pool(folder=folder, plan=plan, store=store, count=workers, device=device, per_worker=processes)
         began, status = time.monotonic(), collect(folder, plan)
         try:
             status = _watch(pool, view, stop, None if minutes is None else began + 60 * minutes)
@@ -211,6 +219,22 @@ def _watch(pool: _Pool, view: GridView, stop: StopRequest, deadline: float | Non
             break
         time.sleep(_LOOK_S)
     return status
+
+
+def _check_processes(plan: Plan, workers: int, processes: int) -> None:
+    if (started := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise BadSettingError(
+            f"torchrun started {started} processes, which share one run: say which with --index, or leave torchrun out "
+            "and give --processes"
+        )
+    if processes < 1:
+        raise BadSettingError(f"--processes is at least 1, not {processes}")
+    if processes > 1 and workers > 1:
+        raise BadSettingError(f"--processes {processes} share one run at a time: --workers is 1, not {workers}")
+    if odd := sorted({run.batch_size for run in plan.runs if run.batch_size % processes}):
+        raise BadSettingError(
+            f"batches of {', '.join(map(str, odd))} cannot be shared by {processes} processes: --processes divides them"
+        )
 
 
 @contextmanager

@@ -7,6 +7,7 @@
     tuning/<run>.json           result of a short run
     cells/<cell>.json           result of a cell, written last
     returns/<cell>.json         return of a cell, measured later
+    returns/transfer/<cell>.json    the same where nothing was learnt, if the study asks for it
     runs/<run>/                 training state, log.txt, progress.json, timing.json, and failed.json after a crash
     runs/<run>/.lock            held (flock) by the process that trains the run, and let go by its death
     workers/<n>.json, <n>.log   what worker n does and has spent

@@ -2,7 +2,7 @@
 
 A round of episodes after another is played until the standard error of the mean is what the study asks for, or its cap
 is reached. Rounds have seeds of their own, and what is played is kept: the same command goes on. No checkpoint is ever
-chosen by its return.
+chosen by its return. A study may ask for a second return of each cell, where nothing was learnt (`transfer`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import shutil
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from playserve_trainer.processes import run_command, serve
 from playserve_trainer.store import CheckpointStore
 
 __all__ = ["Scores", "measure_returns", "next_round"]
+
+_TRANSFER = "transfer"
 
 # Cells that one server holds at a time: it loads all that its store has.
 _AT_A_TIME = 16
@@ -76,7 +78,7 @@ def measure_returns(
     serve_flags: Sequence[str] = (),
     say: Callable[[str], None] = print,
 ) -> int:
-    """Measure every finished cell that has no return yet; return how many were measured.
+    """Measure every finished cell that lacks a return that its study asks for; return how many were measured.
 
     Args:
         folder: The grid's.
@@ -95,10 +97,14 @@ def measure_returns(
     finished = [read_cell(path) for path in sorted(folder.cells.glob("*.json"))]
     if strange := sorted(set(cells) - {cell.cell for cell in finished}):
         raise BadSettingError(f"no finished cells: {', '.join(strange)}")
-    todo = [cell for cell in finished if not (folder.returns / f"{cell.cell}.json").exists()]
+    kinds = [_Kind("", plan.study.returns, folder.returns)]
+    if plan.study.transfer.command:
+        kinds.append(_Kind(_TRANSFER, plan.study.transfer, folder.returns / _TRANSFER))
+    todo = [cell for cell in finished if any(not kind.file(cell).exists() for kind in kinds)]
     todo = [cell for cell in todo if not cells or cell.cell in cells]
     say(f"{len(finished)} finished cells, {len(todo)} of them to be measured")
-    folder.returns.mkdir(parents=True, exist_ok=True)
+    for kind in kinds:
+        kind.out.mkdir(parents=True, exist_ok=True)
     for start in range(0, len(todo), _AT_A_TIME):
         some = todo[start : start + _AT_A_TIME]
         with tempfile.TemporaryDirectory(dir=folder.returns, prefix=".served-") as scratch:
@@ -107,14 +113,31 @@ def measure_returns(
                 ("serve", "--store", store, "--port", "0", *serve_flags), folder.returns / "serve.log"
             ) as server:
                 for number, cell in enumerate(some, start + 1):
-                    result = _measure(folder, cell, plan.study.returns, server, workers)
-                    se = result["return_se"]
-                    say(
-                        f"{number}/{len(todo)} {cell.cell}: {result['return_mean']:.3f}"
-                        + (f" +- {se:.3f}" if se is not None else "")
-                        + f", {result['return_n']} episodes"
-                    )
+                    for kind in kinds:
+                        if not kind.file(cell).exists():
+                            result = _measure(folder, cell, kind, server, workers)
+                            what = f"{cell.cell} {kind.name}".rstrip()
+                            say(f"{number}/{len(todo)} {what}: {_shown(result)}")
     return len(todo)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """One of the returns of a cell: its name, its rules, and the folder of its results."""
+
+    name: str
+    rules: Returns
+    out: Path
+
+    def file(self, cell: Cell) -> Path:
+        """Return where a cell's result goes."""
+        return self.out / f"{cell.cell}.json"
+
+
+def _shown(result: Mapping[str, Any]) -> str:
+    se = result["return_se"]
+    error = f" +- {se:.3f}" if se is not None else ""
+    return f"{result['return_mean']:.3f}{error}, {result['return_n']} episodes"
 
 
 def _only(cells: Sequence[Cell], scratch: Path) -> str:
@@ -128,9 +151,9 @@ def _only(cells: Sequence[Cell], scratch: Path) -> str:
     return str(store)
 
 
-def _measure(folder: GridFolder, cell: Cell, rules: Returns, server: str, workers: int) -> dict[str, Any]:
+def _measure(folder: GridFolder, cell: Cell, kind: _Kind, server: str, workers: int) -> dict[str, Any]:
     """Play a cell's rounds, and write its return."""
-    rounds = folder.returns / "rounds" / cell.cell
+    rules, rounds = kind.rules, folder.returns / "rounds" / kind.name / cell.cell
     scores, protocol, number = Scores(), [], 0
     while episodes := next_round(scores, rules, cell.task):
         out = rounds / f"{number:03d}"
@@ -153,7 +176,7 @@ def _measure(folder: GridFolder, cell: Cell, rules: Returns, server: str, worker
         "return_scores": list(scores.values), "protocol": protocol, "seed_start": rules.seed_start,
         "target_se": rules.target(cell.task), "row": rules.row,
     }  # fmt: skip
-    write_json(folder.returns / f"{cell.cell}.json", result)
+    write_json(kind.file(cell), result)
     return result
 
 

@@ -44,6 +44,7 @@ from playserve_trainer.train.errors import TrainingDivergedError
 from playserve_trainer.train.loop import Trainer
 from playserve_trainer.train.parallel import Group
 from playserve_trainer.train.progress import Reporter
+from playserve_trainer.train.start import begin_from
 from playserve_trainer.train.state import STATE_NAME
 
 __all__ = ["DataCache", "Hands", "Times", "publish_once", "train_run"]
@@ -163,6 +164,8 @@ class _AtWork:
         config = run_config(plan, run, out, lr=rate.lr, threads=hands.threads, device=hands.device)
         with hands.group.main_first():
             prepared = recipe_of(config.family).prepare(config, data=hands.data.read(config))
+            if config.init_from and not (out / STATE_NAME).exists():
+                begin_from(prepared.policy, config.init_from)
         if prepared.held_out_as is None:
             raise BadSettingError("a grid wants held-out data: evaluation.held_out is above 0")
         cut = plan.study.evaluation

@@ -35,7 +35,7 @@ def measure_sizes(study: Study, data: str) -> Measure:
 
         from playserve_trainer.flops import count_flops
 
-        given = {**_given(study, task, variant, size), "data": data, "out": "", "max_steps": 1}
+        given = {**_given(study, task, variant, size, data), "data": data, "out": "", "max_steps": 1}
         config = TrainConfig.from_json(recipe.settings(given))
         policy = recipe.sketch(config)
         embeddings = sum(m.weight.numel() for m in policy.modules() if isinstance(m, nn.Embedding))
@@ -64,22 +64,30 @@ def run_config(plan: Plan, run: Run, out: Path, *, lr: float, threads: int = 0, 
     """
     study = plan.study
     given = {
-        "device": device, **_given(study, run.task, run.variant, run.size), "data": plan.data, "out": str(out),
-        "threads": threads, "seed": run.seed, "lr": lr, "batch_size": run.batch_size, "max_flops": run.flops,
+        "device": device, **_given(study, run.task, run.variant, run.size, plan.data), "data": plan.data,
+        "out": str(out), "threads": threads, "seed": run.seed, "lr": lr, "batch_size": run.batch_size,
+        "max_flops": run.flops,
     }  # fmt: skip
     # data_share is no flag of every recipe's settings, but a setting of every run.
     return TrainConfig.from_json({**recipe_of(study.family).settings(given), "data_share": run.unique})
 
 
-def _given(study: Study, task: str, name: str, size: Size) -> dict[str, Any]:
-    """Return what would be given to ``playserve train`` for a size of a variant."""
+def _given(study: Study, task: str, name: str, size: Size, data: str) -> dict[str, Any]:
+    """Return what would be given to ``playserve train`` for a size of a variant; "{data}" in texts is the folder."""
     variant = study.variants[name]
     training = {**study.training, **variant.training}
     if ours := sorted(set(training) & set(_OURS)):
         raise BadSettingError(
             f"study {study.study}: [training] sets {', '.join(ours)}, which the grid decides by itself"
         )
-    return {
+    given = {
         recipe_of(study.family).TASK_FLAG: task, **training, **variant.options, study.size.dial: size, **variant.model,
         "held_out": study.evaluation.held_out, "eval_every_steps": 0, "schedule": "constant",
     }  # fmt: skip
+    return {name: _placed(value, data) for name, value in given.items()}
+
+
+def _placed(value: Any, data: str) -> Any:
+    if isinstance(value, list | tuple):
+        return [_placed(item, data) for item in value]
+    return value.replace("{data}", data) if isinstance(value, str) else value

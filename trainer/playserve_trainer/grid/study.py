@@ -201,7 +201,8 @@ class Variant:
         title: For people.
         model: Flags of the model.
         options: Flags of the family's options.
-        training: Training settings; with `lr` nothing is tuned.
+        training: Training settings; with `lr` nothing is tuned. "{data}" in a text stands for the study's folder of
+            data, beside which its commands may have left checkpoints to begin from.
         sizes: Values of the dial at every budget, instead of a window.
         budgets: Those of the study's that it has.
         seeds: Number of seeds at each of its budgets.
@@ -246,7 +247,10 @@ class Study:
         stop: The stop rule.
         evaluation: The held-out set.
         returns: How returns are measured.
-        data: ``playserve`` commands that make the data; "{task}" and "{data}" stand for the task and the folder.
+        transfer: How they are measured where nothing was learnt, such as a scenario that the data lack; without a
+            command they are not.
+        data: ``playserve`` commands that make the data and whatever else its variants begin from, in order; "{task}"
+            and "{data}" stand for the task and the folder.
     """
 
     study: str
@@ -270,6 +274,7 @@ class Study:
     stop: Stop = field(default_factory=Stop)
     evaluation: Evaluation = field(default_factory=Evaluation)
     returns: Returns = field(default_factory=Returns)
+    transfer: Returns = field(default_factory=Returns)
     data: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

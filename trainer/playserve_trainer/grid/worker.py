@@ -3,6 +3,11 @@
 ``python -m playserve_trainer.grid.worker DIR --slot N ...`` is started by :mod:`.execute`. Workers take runs by locking
 them: several of them, on whatever machines share the folder, need no other agreement. A run that fails leaves
 failed.json; the worker goes on with the next one.
+
+With ``--processes K`` a worker is K processes, which share each batch of a run, and each held-out batch whose rows K
+divides. The first one takes runs, tells the others which, and alone writes files, publishes and keeps accounts. What
+fails in one process ends all K, for the others wait for it: the run is marked as failed, and the parent starts the
+worker anew for the next run.
 """
 
 from __future__ import annotations
@@ -22,12 +27,15 @@ from playserve_trainer.grid.folder import GridFolder
 from playserve_trainer.grid.plan import Plan, Run
 from playserve_trainer.grid.progress import FileReporter
 from playserve_trainer.grid.running import Hands, train_run
+from playserve_trainer.train.local import local_processes, started_as
+from playserve_trainer.train.parallel import processes
 from playserve_trainer.train.progress import Silent
 from playserve_trainer.train.stop import StopRequest
 
-__all__ = ["Account", "main", "work"]
+__all__ = ["Account", "follow", "main", "work"]
 
 _WAIT_S = 0.5
+_NO_MORE = -1  # instead of a run's number
 
 
 class Account:
@@ -37,6 +45,9 @@ class Account:
         folder: The grid's.
         slot: Name of the worker.
         born: When its process was started, on the monotonic clock.
+
+    Attributes:
+        run: Name of the run that is being trained, or None.
     """
 
     def __init__(self, folder: GridFolder, slot: str, born: float) -> None:
@@ -44,10 +55,11 @@ class Account:
         self._path = folder.workers / f"{slot}.json"
         self._before = read_json(self._path) or {}
         self._born, self.waiting_s = born, 0.0
+        self.run: str | None = None
 
     def write(self, hands: Hands, run: str | None) -> None:
         """Write the file: what is done now is `run`."""
-        times = hands.times
+        self.run, times = run, hands.times
         spent = {
             "busy_s": time.monotonic() - self._born - self.waiting_s, "training_s": times.training,
             "evaluating_s": times.evaluating, "preparing_s": times.preparing, "publishing_s": times.publishing,
@@ -58,7 +70,10 @@ class Account:
 
 
 def work(folder: GridFolder, plan: Plan, hands: Hands, account: Account, stop: StopRequest) -> int:
-    """Train runs until there are none left to take; return 0, or 128 plus the signal that stopped it."""
+    """Train runs until there are none left to take; return 0, or 128 plus the signal that stopped it.
+
+    The main process of a group does, and the others :func:`follow`.
+    """
     task = ""
     while not stop():
         account.write(hands, None)
@@ -73,8 +88,16 @@ def work(folder: GridFolder, plan: Plan, hands: Hands, account: Account, stop: S
             began = time.monotonic()
             time.sleep(_WAIT_S)
             account.waiting_s += time.monotonic() - began
+    hands.group.most(_NO_MORE)
     account.write(hands, None)
     return 128 + stop.signum if stop.signum is not None else 0
+
+
+def follow(folder: GridFolder, plan: Plan, hands: Hands) -> None:
+    """Train the runs that the main process of the group takes, with it, until it takes no more."""
+    # It says its run's number, the others the lowest there is: the highest is what it said.
+    while (number := int(hands.group.most(_NO_MORE)[0])) != _NO_MORE:
+        train_run(folder, plan, plan.runs[number], hands)
 
 
 def _try(folder: GridFolder, plan: Plan, run: Run, hands: Hands, account: Account) -> bool:
@@ -87,11 +110,14 @@ def _try(folder: GridFolder, plan: Plan, run: Run, hands: Hands, account: Accoun
         account.write(hands, run.name)
         with _logged(folder.run(run.name) / "log.txt"):
             hands.reporter = FileReporter(folder, run)
+            hands.group.most(plan.runs.index(run))
             try:
                 train_run(folder, plan, run, hands)
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is this run's, and told
+            except Exception as error:
                 traceback.print_exc()
                 sys.stderr.flush()
+                if hands.group.size > 1:
+                    raise  # the others are gone, or wait for what does not come
                 write_failure(folder, run.name, f"{type(error).__name__}: {error}")
     return True
 
@@ -138,12 +164,40 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--born", type=float, required=True)
+    parser.add_argument("--processes", type=int, default=1)
     args = parser.parse_args(argv)
     folder = GridFolder(args.folder)
-    hands = Hands(store=args.store, reporter=Silent(), threads=args.threads, device=args.device)
+    command = [sys.executable, "-m", "playserve_trainer.grid.worker", *(sys.argv[1:] if argv is None else argv)]
+    logs = folder.workers / args.slot
     with StopRequest() as stop:
+        if started_as():
+            return _work_in(folder, args, stop)
+        account = Account(folder, args.slot, args.born)
+        try:
+            with local_processes(args.processes, logs, command, again="--retry-failed"):
+                return _work_in(folder, args, stop, account)
+        except Exception as error:
+            if args.processes == 1 or account.run is None:
+                raise
+            # What the loss of a process means is known out here; a lone process has told of its failures before.
+            write_failure(folder, account.run, f"{type(error).__name__}: {error}")
+            return 1
+
+
+def _work_in(folder: GridFolder, args: argparse.Namespace, stop: StopRequest, account: Account | None = None) -> int:
+    """Work as one process of a group; without an account it is none that takes runs."""
+    hands = Hands(store=args.store, reporter=Silent(), threads=args.threads, device=args.device)
+    with processes() as group:
+        hands.group = group
+        if account is None:
+            # When to stop is for the main process to say: all of them stop together.
+            follow(folder, folder.plan(), hands)
+            return 0
         hands.should_stop = stop
-        return work(folder, folder.plan(), hands, Account(folder, args.slot, args.born), stop)
+        try:
+            return work(folder, folder.plan(), hands, account, stop)
+        finally:
+            account.write(hands, account.run)  # what a run that failed took, too
 
 
 if __name__ == "__main__":

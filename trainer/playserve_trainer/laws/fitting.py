@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from playserve_trainer.laws.break_point import break_points
 from playserve_trainer.laws.constrained import fit_constrained
 from playserve_trainer.laws.estimators import Fit, OptimaFit, Settings, SurfaceFit, chosen, fit_optima
 from playserve_trainer.laws.forecasting import fit_numbers, forecast
@@ -104,6 +105,7 @@ def _fit_group(table: CellTable, options: FitOptions, expert: float | None) -> d
         "laws": laws,
         "many_starts": _many_starts(fitted, options, laws.get("parametric", {})),
         "constrained": _or_refusal(lambda: _constrained(fitted)),
+        "break_points": _break_points(fitted, options.resamples),
         "returns": _or_refusal(lambda: _returns(fitted, options.settings, expert))
         if fitted.has("return_mean")
         else None,
@@ -169,6 +171,14 @@ def _constrained(table: CellTable) -> dict[str, Any]:
     table = table.take(np.isfinite(table.loss))
     law = fit_constrained(table.params, table.numbers["unique_samples"], table.samples, table.loss)
     return dict(_plain(law))
+
+
+def _break_points(table: CellTable, resamples: int) -> list[dict[str, Any]] | None:
+    """Return the break point of each two neighbouring sizes; None where no amounts of data can be compared."""
+    try:
+        return [{**_plain(point), "verdict": point.verdict} for point in break_points(table, resamples=resamples)]
+    except RefusedError:
+        return None
 
 
 def _returns(table: CellTable, settings: Settings, expert: float | None) -> dict[str, Any]:

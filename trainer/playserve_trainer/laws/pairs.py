@@ -50,8 +50,15 @@ class Comparison:
         return f"{self.first if self.difference < 0 else self.second} is better"
 
 
-def compare(table: CellTable, first: str, second: str, *, seed: int = 0) -> Comparison:
+def compare(table: CellTable, first: str, second: str, *, seed: int = 0, resamples: int = _RESAMPLES) -> Comparison:
     """Return the comparison of two variants in a table of one task.
+
+    Args:
+        table: The cells.
+        first: Variant.
+        second: Variant.
+        seed: Of the draws.
+        resamples: Draws of the interval.
 
     Raises:
         TooFewCellsError: No two cells are a pair.
@@ -63,7 +70,7 @@ def compare(table: CellTable, first: str, second: str, *, seed: int = 0) -> Comp
     seeds = table.numbers["seed"][left]
     rng = np.random.default_rng(seed)
     losses = table.take(np.concatenate([left, right])).episode_losses()
-    draws = [_drawn(table, left, right, seeds, losses, rng) for _ in range(_RESAMPLES)]
+    draws = [_drawn(table, left, right, seeds, losses, rng) for _ in range(resamples)]
     low, high = np.percentile(draws, [2.5, 97.5])
     return Comparison(
         first=first, second=second, difference=float((table.loss[left] - table.loss[right]).mean()),

@@ -95,6 +95,7 @@ def notes(group: Mapping[str, Any]) -> list[str]:
     found = list(group["intervals_hold"])
     if group["is_6nd"]:
         found.append("C = 6ND in every cell: a + b = 1 by definition and shows nothing, so b is not listed.")
+    found += [f"Break point: {of['verdict']}." for of in group["break_points"] or ()]
     check = group["many_starts"]
     if check:
         found.append(

@@ -30,14 +30,17 @@ __all__ = ["DEFAULTS", "MODEL_FLAGS", "OPTION_FLAGS", "READ_MODEL_FLAGS", "SUMMA
 
 SUMMARY = "vision, text and past actions to keyboard and mouse, on recordings in Open P2P's format"
 TASK_FLAG = "game"
-MODEL_FLAGS: tuple[str, ...] = ("size", "text_encoder", "dropout", "mouse_decode", "history", "past_actions")
-#: Model flags that decide how the data are read: a size has its frames.
-READ_MODEL_FLAGS: tuple[str, ...] = ("size",)
+MODEL_FLAGS: tuple[str, ...] = (
+    "size", "text_encoder", "dropout", "mouse_decode", "history", "past_actions", "layers", "decoder", "inverse",
+)  # fmt: skip
+#: Model flags that decide how the data are read: a size has its frames, an inverse model learns whatever was done.
+READ_MODEL_FLAGS: tuple[str, ...] = ("size", "inverse")
 OPTION_FLAGS: tuple[str, ...] = (
-    "augment", "mix", "cache", "cache_limit_mib", "text_dropout", "decoders", "trunk_weights",
+    "augment", "mix", "cache", "cache_limit_mib", "text_dropout", "decoders", "trunk_weights", "trunk_from",
 )  # fmt: skip
 
 _FAMILY = "p2p"
+_DECODERS = ("autoregressive", "direct")
 _SIZE = "1m"
 _EVERY_GAME = "all"
 #: Prefix of the trunk's parameters.
@@ -78,6 +81,7 @@ _OPTIONS: Mapping[str, Any] = MappingProxyType(
         "text_dropout": 0.0,
         "decoders": 0,
         "trunk_weights": "",
+        "trunk_from": "",
     }
 )
 
@@ -100,6 +104,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--no-past-actions", dest="past_actions", action="store_false", **only,
         help="the backbone does not see the actions taken: small policies else learn to repeat them",
     )  # fmt: skip
+    parser.add_argument("--layers", type=int, help="of the backbone (default: the size's)", **only)
+    parser.add_argument(
+        "--decoder", choices=_DECODERS, **only,
+        help="how an action's tokens are predicted: each from those before it, or all at once (default autoregressive)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--inverse", action=argparse.BooleanOptionalAction, **only,
+        help="train an inverse model: it sees frames before and after, no actions and no texts; it labels recordings",
+    )  # fmt: skip
     parser.add_argument("--dropout", type=float, help="of what attention adds, in training", **only)
     parser.add_argument("--mouse-decode", help="how mouse bins become pixels when it plays", **only)
     parser.add_argument("--freeze-trunk", action="store_true", help="do not train what sees the frame", **only)
@@ -120,6 +133,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--trunk-weights", metavar="FILE", **only,
         help="begin EfficientNet with ImageNet's weights: torchvision's efficientnet_b0 state dict, a local file",
     )  # fmt: skip
+    parser.add_argument(
+        "--trunk-from", metavar="DIR", help="begin the trunk with that of another p2p checkpoint, causal or not", **only
+    )
     parser.add_argument("--decoders", type=int, help="threads that decode (default: one for each core)", **only)
 
 
@@ -132,12 +148,16 @@ def settings(given: Mapping[str, Any]) -> dict[str, Any]:
     size = model.get("size", _SIZE)
     if not rest.get("init_from"):  # whose checkpoint says its size
         model["size"] = size
+    if model.get("inverse"):
+        model = {"past_actions": False, "text_encoder": "none", **model}
     if isinstance(model.get("history"), int):
         model["history"] = [model["history"]]
     if rest.pop("freeze_trunk", False):
         rest["freeze"] = ",".join(filter(None, (rest.get("freeze", ""), _TRUNK)))
     for text in options.get("mix", ()):
         parse_mix(text)
+    if options.get("trunk_weights") and options.get("trunk_from"):
+        raise BadSettingError("trunk_weights and trunk_from: give one of them, not both")
     values: dict[str, Any] = {**DEFAULTS[""], **DEFAULTS.get(size, {})}
     values |= {"family": _FAMILY, "task": task, "model": model, "options": {**_OPTIONS, **options}}
     return {**values, **rest}
@@ -171,10 +191,14 @@ def read(config: TrainConfig, progress: Callable[[int, int], None] | None = None
         NoEpisodesError: None can be used, or too few to hold one out.
     """
     from playserve.p2p.vocabulary import Vocabulary
+    from playserve_trainer.data.p2p import with_known_actions
 
     base = _model(config)
     vocabulary = Vocabulary.from_json(base["vocabulary"])
-    return _read(config, {**_OPTIONS, **config.options}, vocabulary, int(base["frame_size"]), progress)
+    main, mixed = _read(config, {**_OPTIONS, **config.options}, vocabulary, int(base["frame_size"]), progress)
+    if base.get("inverse"):
+        return with_known_actions(main), [(with_known_actions(part), share) for part, share in mixed]
+    return main, mixed
 
 
 def prepare(
@@ -241,6 +265,7 @@ def _fresh(config: TrainConfig, options: Mapping[str, Any], *, has_texts: bool) 
     from playserve_trainer.models.p2p.text import width_of
     from playserve_trainer.models.p2p.trunk import load_torchvision_trunk
     from playserve_trainer.models.registry import build
+    from playserve_trainer.train.start import copy_trunk
 
     base = _model(config)
     if "text_encoder" not in base:
@@ -251,6 +276,8 @@ def _fresh(config: TrainConfig, options: Mapping[str, Any], *, has_texts: bool) 
     policy = build(_FAMILY, base)
     if options["trunk_weights"]:
         load_torchvision_trunk(cast("P2PPolicy", policy).image, options["trunk_weights"])
+    if options["trunk_from"]:
+        copy_trunk(cast("P2PPolicy", policy), options["trunk_from"])
     return policy
 
 

@@ -11,14 +11,21 @@ from pathlib import Path
 
 from playserve.errors import BadSettingError, ServerFault
 
-__all__ = ["local_processes"]
+__all__ = ["local_processes", "started_as"]
 
 _LEAVE_S = 30.0
 _TAIL_LINES = 8
 
 
+def started_as() -> int:
+    """Return the rank that torchrun or :func:`local_processes` gave this process; 0 if neither started it."""
+    return int(os.environ.get("RANK", "0")) if "WORLD_SIZE" in os.environ else 0
+
+
 @contextmanager
-def local_processes(count: int, out: Path, command: Sequence[str] | None = None) -> Iterator[None]:
+def local_processes(
+    count: int, out: Path, command: Sequence[str] | None = None, *, again: str = "--resume"
+) -> Iterator[None]:
     """Have `count` processes run this command for the length of the block; each learns its rank as from torchrun.
 
     In a process that has a rank already, nothing happens.
@@ -27,6 +34,7 @@ def local_processes(count: int, out: Path, command: Sequence[str] | None = None)
         count: Processes in all; 1: nothing happens.
         out: Folder of the run; what the others print goes to process-1.log and so on in it.
         command: What the others run; None: the command of this process.
+        again: The flag that goes on after one of them died.
 
     Raises:
         BadSettingError: `count` is below 1, or torchrun started another number of processes.
@@ -56,7 +64,7 @@ def local_processes(count: int, out: Path, command: Sequence[str] | None = None)
         try:
             yield
         except RuntimeError as error:
-            raise _lost(others, out) or error from error
+            raise _lost(others, out, again) or error from error
 
 
 def _start(command: Sequence[str], rank: int, variables: Mapping[str, str], out: Path) -> subprocess.Popen[bytes]:
@@ -96,7 +104,7 @@ def _variables(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _lost(others: Sequence[subprocess.Popen[bytes]], out: Path) -> ServerFault | None:
+def _lost(others: Sequence[subprocess.Popen[bytes]], out: Path, again: str) -> ServerFault | None:
     """Return what to say of the first of the others that died; None: none did."""
     for rank, process in enumerate(others, start=1):
         try:
@@ -106,7 +114,7 @@ def _lost(others: Sequence[subprocess.Popen[bytes]], out: Path) -> ServerFault |
         if status:
             lines = _log(out, rank).read_text(errors="replace").splitlines()[-_TAIL_LINES:]
             told = "".join(f"\n{line}" for line in lines)
-            return ServerFault(f"process {rank} ended with status {status}; --resume goes on from the last save{told}")
+            return ServerFault(f"process {rank} ended with status {status}; {again} goes on from the last save{told}")
     return None
 
 

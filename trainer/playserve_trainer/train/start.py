@@ -9,10 +9,11 @@ import torch
 from playserve.errors import BadSettingError
 from playserve_trainer import checkpoint
 from playserve_trainer.checkpoint import Manifest
+from playserve_trainer.models.p2p import P2PPolicy
 from playserve_trainer.models.policy import Policy
 from playserve_trainer.models.registry import describe
 
-__all__ = ["begin_from"]
+__all__ = ["begin_from", "copy_trunk"]
 
 
 def begin_from(policy: Policy, directory: str | Path) -> Manifest:
@@ -44,3 +45,21 @@ def begin_from(policy: Policy, directory: str | Path) -> Manifest:
         for name, tensor in want.items():
             tensor.copy_(have[name])
     return manifest
+
+
+def copy_trunk(policy: P2PPolicy, directory: str | Path) -> None:
+    """Copy the trunk of another p2p checkpoint, of whatever else it is made: what sees a frame, not its projection.
+
+    Raises:
+        NotFoundError: There is no checkpoint.
+        DataLossError: It is damaged.
+        BadSettingError: It is of another family, or its trunk is another one.
+    """
+    source, manifest = checkpoint.load(directory)
+    if not isinstance(source, P2PPolicy):
+        raise BadSettingError(f"trunk_from: {directory} holds a policy of {manifest.family}, wanted one of p2p")
+    if source.config.trunk != policy.config.trunk:
+        raise BadSettingError(
+            f"trunk_from: {directory} sees with {source.config.trunk}, the run's policy with {policy.config.trunk}"
+        )
+    policy.image.trunk.load_state_dict(source.image.trunk.state_dict())

@@ -55,7 +55,7 @@ def test_guesses_change_nothing_that_is_drawn(small, rows):
 
 
 def test_right_guesses_save_passes(small):
-    policy = small()
+    policy = small(width=1024)
     out_BD = torch.randn(1, policy.config.width)
     drawn_BH, _, passes = _draw(policy, out_BD, None)
     assert passes == [1] * 8
@@ -66,8 +66,15 @@ def test_right_guesses_save_passes(small):
     assert _draw(policy, out_BD, (drawn_BH + 1) % torch.tensor(policy.heads()))[2] == [6, 6, 6, 5, 4, 3, 2, 1]
 
 
-def test_many_rows_take_one_at_a_time(small):
+def test_narrow_models_take_all_at_once(small):
     policy = small()
+    out_BD = torch.randn(8, policy.config.width)
+    drawn_BH, _, _ = _draw(policy, out_BD, None)
+    assert _draw(policy, out_BD, drawn_BH)[2] == [8]
+
+
+def test_many_rows_take_one_at_a_time(small):
+    policy = small(width=1024)
     out_BD = torch.randn(4, policy.config.width)
     drawn_BH, _, _ = _draw(policy, out_BD, None)
     assert _draw(policy, out_BD, drawn_BH)[2] == [1] * 8

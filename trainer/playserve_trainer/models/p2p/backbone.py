@@ -30,6 +30,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.histories, self.heads, self.width = config.histories, config.heads, config.width
         self.num_actions, self.step_tokens = num_actions, NEW_TOKENS + num_actions
+        self.ahead = config.inverse
         self.head_size = config.width // config.heads
         self.state_dtype: torch.dtype = getattr(torch, config.state_dtype)
         self.layers = nn.ModuleList(_BackboneBlock(config, num_actions, layer) for layer in range(config.layers))
@@ -58,7 +59,9 @@ class Backbone(nn.Module):
         for layer, block in enumerate(self.blocks()):
             kind = (block.history, block.only_out)
             if kind not in masks:
-                masks[kind] = window_mask(segment_BT, block.history, self.num_actions, only_out=block.only_out)
+                masks[kind] = window_mask(
+                    segment_BT, block.history, self.num_actions, only_out=block.only_out, ahead=self.ahead
+                )
             x_BND, key, value = block(x_BND, by, masks[kind])
             if keep:
                 state[pool_name(layer)] = self._ring(key.detach(), value.detach(), age_BT, block.history)
@@ -101,7 +104,7 @@ class _BackboneBlock(Block):
 
     def __init__(self, config: P2PConfig, num_actions: int, layer: int) -> None:
         super().__init__(config.width, config.heads, config.hidden, config.dropout)
-        self.history, self.num_actions = config.histories[layer], num_actions
+        self.history, self.num_actions, self.ahead = config.histories[layer], num_actions, config.inverse
         self.only_out = layer == config.layers - 1
 
     def forward(self, x_BND: Tensor, by: Rotation, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -115,7 +118,8 @@ class _BackboneBlock(Block):
 
     def forward_flops(self, args: tuple[Any, ...], output: Any) -> int:
         """Return the FLOPs of attention at the full window: two products of size D with each visible token."""
-        num_actions, past = self.num_actions, self.history * (ACTION_OUT + self.num_actions)
+        num_actions, steps = self.num_actions, self.history * (1 + self.ahead)
+        past = steps * (ACTION_OUT + num_actions)
         seen = past + NEW_TOKENS
         if not self.only_out:
             seen += ACTION_OUT * (past + ACTION_OUT) + num_actions * (past + ACTION_OUT + num_actions)

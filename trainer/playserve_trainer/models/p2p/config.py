@@ -10,10 +10,11 @@ from typing import Any
 from playserve.errors import BadSettingError
 from playserve.p2p.vocabulary import OPEN_P2P, MouseDecode, Vocabulary
 
-__all__ = ["SIZES", "STATE_DTYPES", "TRUNKS", "P2PConfig", "config_of_size"]
+__all__ = ["DECODERS", "SIZES", "STATE_DTYPES", "TRUNKS", "P2PConfig", "config_of_size"]
 
 TRUNKS = ("efficientnet_b0", "conv3")
 STATE_DTYPES = ("float32", "bfloat16")
+DECODERS = ("autoregressive", "direct")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,11 +26,15 @@ class P2PConfig:
         layers: Of the backbone.
         width: D, of backbone and decoder.
         heads: Attention heads of the backbone.
+        decoder: What makes tokens of the backbone's answer, one of :data:`DECODERS`: Open P2P's decoder, each token
+            seeing those before it, or, as a control, every token predicted from action_out by itself.
         decoder_layers: Of the action decoder.
         decoder_heads: Attention heads of the action decoder.
         history: Past steps that a layer looks back over, one number for all layers or one for each.
         past_actions: Whether the backbone sees the actions taken. Without them a small policy that was taught by few
             experts cannot learn to repeat itself instead of looking; Open P2P has them.
+        inverse: Whether this is Open P2P's inverse-dynamics model: the same net that sees `history` steps ahead as well
+            as back, and neither actions nor instructions. It labels recordings; it cannot play.
         trunk: What sees the frame, one of :data:`TRUNKS`.
         frame_size: Side of the square frame, pixels.
         dropout: Of what attention adds to the residual, in training.
@@ -48,10 +53,12 @@ class P2PConfig:
     layers: int
     width: int
     heads: int
+    decoder: str = "autoregressive"
     decoder_layers: int = 3
     decoder_heads: int = 8
     history: tuple[int, ...] = (200,)
     past_actions: bool = True
+    inverse: bool = False
     trunk: str = "efficientnet_b0"
     frame_size: int = 192
     dropout: float = 0.1
@@ -69,7 +76,7 @@ class P2PConfig:
         for name in ("layers", "width", "heads", "decoder_layers", "decoder_heads", "text_width", "catch_up_frames"):
             if getattr(self, name) < 1:
                 raise BadSettingError(f"p2p: {name} is at least 1, not {getattr(self, name)}")
-        for name, choices in (("trunk", TRUNKS), ("state_dtype", STATE_DTYPES),
+        for name, choices in (("trunk", TRUNKS), ("state_dtype", STATE_DTYPES), ("decoder", DECODERS),
                               ("mouse_decode", tuple(mode.value for mode in MouseDecode))):  # fmt: skip
             if getattr(self, name) not in choices:
                 raise BadSettingError(f"p2p: {name} is one of {', '.join(choices)}, not {getattr(self, name)!r}")
@@ -79,6 +86,11 @@ class P2PConfig:
         if len(self.history) not in (1, self.layers) or any(steps < 1 for steps in self.history):
             raise BadSettingError(
                 f"p2p: history is one number of steps, or one for each of {self.layers} layers, not {self.history}"
+            )
+        if self.inverse and (self.past_actions or self.text_encoder != "none"):
+            raise BadSettingError(
+                f"p2p: an inverse model sees neither actions nor instructions: past_actions is {self.past_actions} and "
+                f"text_encoder {self.text_encoder!r}, wanted false and 'none'"
             )
         if self.frame_size < 32 or self.frame_size % 16:
             raise BadSettingError(f"p2p: frame_size is a multiple of 16 from 32 on, not {self.frame_size}")

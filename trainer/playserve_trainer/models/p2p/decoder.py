@@ -1,7 +1,8 @@
-"""The action decoder: a small causal transformer that turns one vector into the tokens of an action, one by one.
+"""What turns the backbone's answer, one vector, into the vectors that predict the tokens of an action.
 
-A learnt sink stands before its keys and values: neither normalised nor turned, visible to all positions. Shape legend:
-M actions, H heads of an action (positions), D width, A attention heads, E = D / A.
+:class:`ActionDecoder` is Open P2P's: a small causal transformer, token by token. A learnt sink stands before its keys
+and values: neither normalised nor turned, visible to all positions. :class:`DirectHeads` is the control without a
+transformer. Shape legend: M actions, H heads of an action (positions), D width, A attention heads, E = D / A.
 """
 
 from __future__ import annotations
@@ -12,21 +13,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from playserve_trainer.models.p2p.blocks import Block, merge_heads
+from playserve_trainer.models.p2p.blocks import Block, RMSNorm, merge_heads
 from playserve_trainer.models.p2p.config import P2PConfig
 from playserve_trainer.models.p2p.rotary import Rotation, rotation
 
-__all__ = ["ActionDecoder", "DecoderCache"]
+__all__ = ["ActionDecoder", "DecoderCache", "DirectHeads", "make_decoder"]
 
 _POSITION_STD = 3.0
 _SINK_STD = 0.05
 
 
 class DecoderCache(NamedTuple):
-    """What has been decoded so far: keys and values [M, 2, A, 1 + H, E] of each layer, the sink first, and angles."""
+    """What has been decoded so far.
+
+    Attributes:
+        layers: Keys and values [M, 2, A, 1 + H, E] of each layer, the sink first; of direct heads the vectors [M, H, D]
+            of all tokens.
+        rotations: Angles of the positions, or None.
+    """
 
     layers: list[Tensor]
-    rotations: Rotation
+    rotations: Rotation | None = None
 
 
 class ActionDecoder(nn.Module):
@@ -76,7 +83,7 @@ class ActionDecoder(nn.Module):
         """
         its = slice(head, head + x_MND.shape[1])
         x = x_MND.float() + self.position[its].float()
-        by = Rotation(*(angles[its] for angles in cache.rotations))
+        by = Rotation(*(angles[its] for angles in cache.rotations or ()))
         for block, keys_values in zip(self.blocks(), cache.layers, strict=True):
             x = block.advance(x, by, keys_values, 1 + head)
         return x
@@ -91,6 +98,39 @@ class ActionDecoder(nn.Module):
 
     def _rotations(self, like: Tensor) -> Rotation:
         return rotation(torch.arange(self.num_actions, device=like.device), self.head_size)
+
+
+class DirectHeads(nn.Module):
+    """Every token predicted from action_out by itself, all at once: given it, tokens are drawn independently.
+
+    Each head has a linear layer of its own in front of the one that its group shares: slots of one group want different
+    keys. Called as :class:`ActionDecoder` is.
+    """
+
+    def __init__(self, config: P2PConfig, num_actions: int) -> None:
+        super().__init__()
+        self.num_actions = num_actions
+        self.norm = RMSNorm(config.width)
+        self.input = nn.Linear(config.width, num_actions * config.width)
+
+    def forward(self, out_MD: Tensor, embedded_MHD: Tensor) -> Tensor:
+        """Return vectors [M, H, D]; the action's tokens `embedded_MHD` are not read."""
+        normed_MD = self.norm(out_MD.float()).to(self.input.weight.dtype)
+        y_MHD: Tensor = self.input(normed_MD).float().unflatten(1, (self.num_actions, -1))
+        return y_MHD
+
+    def begin(self, out_MD: Tensor) -> tuple[Tensor, DecoderCache]:
+        """Return `out_MD`, which nothing reads again, and the vectors of all tokens."""
+        return out_MD, DecoderCache([self(out_MD, out_MD)])
+
+    def advance(self, x_MND: Tensor, head: int, cache: DecoderCache) -> Tensor:
+        """Return the vectors [M, N, D] that predict the tokens from `head` on; those before, `x_MND`, are not read."""
+        return cache.layers[0][:, head : head + x_MND.shape[1]]
+
+
+def make_decoder(config: P2PConfig, num_actions: int) -> ActionDecoder | DirectHeads:
+    """Return the decoder that a config names."""
+    return (DirectHeads if config.decoder == "direct" else ActionDecoder)(config, num_actions)
 
 
 class _DecoderBlock(Block):

@@ -13,19 +13,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from playserve_trainer.models.p2p.decoder import ActionDecoder
+from playserve_trainer.models.p2p.decoder import ActionDecoder, DirectHeads
 from playserve_trainer.models.p2p.tokens import ActionEmbedding, ActionLogits
 from playserve_trainer.models.policy import Sampler
 
 __all__ = ["draw_action"]
 
-# A CPU multiplies so many rows by a matrix in little more time than it takes to read the matrix.
-_ROWS = 6
+# At this width a CPU multiplies so many rows by a matrix in little more time than it takes to read the matrix. A
+# narrower model's pass costs what its operators cost, whatever the rows: the narrower, the more.
+_ROWS, _WIDTH = 6, 1024
 
 
 def draw_action(
     out_BD: Tensor,
-    parts: tuple[ActionDecoder, ActionEmbedding, ActionLogits],
+    parts: tuple[ActionDecoder | DirectHeads, ActionEmbedding, ActionLogits],
     sample: Sampler,
     guess_BH: Tensor | None = None,
 ) -> Tensor:
@@ -39,8 +40,11 @@ def draw_action(
     """
     decoder, embedding, logits = parts
     at_once, guessed_BHD = 1, out_BD.new_empty(0)
-    if guess_BH is not None and len(out_BD) * 2 <= _ROWS:
-        at_once, guessed_BHD = _ROWS // len(out_BD), embedding(guess_BH)
+    if guess_BH is not None:
+        rows, width = out_BD.shape
+        at_once = max(1, _ROWS * _WIDTH // (rows * width))
+    if guess_BH is not None and at_once > 1:
+        guessed_BHD = embedding(guess_BH)
     x_BD, cache = decoder.begin(out_BD)
     drawn: list[Tensor] = []
     while len(drawn) < decoder.num_actions:

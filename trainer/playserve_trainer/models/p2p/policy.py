@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from playserve.p2p.vocabulary import MouseDecode, Vocabulary
 from playserve.specs import Codec, GapMode, GapRule, ImageFormat, PolicySpec, TensorSpec
 from playserve_trainer.models.p2p.backbone import Backbone
 from playserve_trainer.models.p2p.config import P2PConfig
-from playserve_trainer.models.p2p.decoder import ActionDecoder
+from playserve_trainer.models.p2p.decoder import make_decoder
 from playserve_trainer.models.p2p.drawing import draw_action
 from playserve_trainer.models.p2p.loss import LossParts, p2p_loss
 from playserve_trainer.models.p2p.packed import can_pack, computes_bfloat16, fold_batch_norms, pack_linears
@@ -59,7 +60,7 @@ class P2PPolicy(Policy):
         self.tokens = TokenAssembly(config.width, config.text_width, self._past_heads)
         self.embedding = ActionEmbedding(self.vocabulary, config.width)
         self.backbone = Backbone(config, self._past_heads)
-        self.decoder = ActionDecoder(config, len(self._heads))
+        self.decoder = make_decoder(config, len(self._heads))
         self.logits = ActionLogits(self.vocabulary, config.width)
 
     def spec(self) -> PolicySpec:
@@ -82,12 +83,17 @@ class P2PPolicy(Policy):
             gap_rule=GapRule(mode=GapMode.CATCH_UP, catch_up_frames=config.catch_up_frames),
             takes_instruction=config.text_encoder != "none",
             uses_executed_actions=True,
-            environment={"size": config.size, "trunk": config.trunk, "mouse_decode": config.mouse_decode},
+            environment={
+                "size": config.size,
+                "trunk": config.trunk,
+                "mouse_decode": config.mouse_decode,
+                **({"inverse": "true"} if config.inverse else {}),
+            },
         )
 
     def state_layout(self) -> Mapping[str, StateTensor]:
-        """Return keys and values of each layer, and the count of steps."""
-        return self.backbone.layout()
+        """Return keys and values of each layer, and the count of steps; nothing of an inverse model."""
+        return {} if self.config.inverse else self.backbone.layout()
 
     def context_inputs(self) -> Mapping[str, StateTensor]:
         """Return the instruction's embedding, all zero where there is none, if the policy takes one."""
@@ -131,9 +137,12 @@ class P2PPolicy(Policy):
         action is an idle one.
 
         Raises:
-            NotImplementedHereError: A state is given where gradients are wanted: they do not flow through rings.
+            NotImplementedHereError: A state is given where gradients are wanted: they do not flow through rings; or
+                to an inverse model, which has none.
         """
         learns = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
+        if self.config.inverse and state:
+            self._refuse_play()
         if learns and state is not None:
             raise NotImplementedHereError("p2p learns from whole clips: a state between batches takes no gradient")
         targets = inputs.get(TARGETS)
@@ -141,13 +150,20 @@ class P2PPolicy(Policy):
         actions_BTH = self._known(actions_BTH)
         if targets is None:
             actions_BTH[:, -1] = self._idle(actions_BTH)
-        whole = learns or actions_BTH.device.type == "meta"
-        if state is None and (whole or first_BT.shape[1] > 1):
-            return self._forward_whole(inputs, actions_BTH, first_BT, keep=not self.training)
+        whole = learns or actions_BTH.device.type == "meta" or first_BT.shape[1] > 1
+        if self.config.inverse or (state is None and whole):
+            keep = not self.training and not self.config.inverse
+            return self._forward_whole(inputs, actions_BTH, first_BT, keep=keep)
         return self._forward_steps(inputs, executed_BTH, actions_BTH, first_BT, state)
 
     def step(self, inputs: Mapping[str, Tensor], executed_BH: Tensor, memory: Memory, sample: Sampler) -> StepOutput:
-        """See :class:`Policy`: one pass over the executed action and the new tokens, then the decoder."""
+        """See :class:`Policy`: one pass over the executed action and the new tokens, then the decoder.
+
+        Raises:
+            NotImplementedHereError: This is an inverse model.
+        """
+        if self.config.inverse:
+            self._refuse_play()
         executed_BH = self._known(executed_BH)
         actions_BHD = self._past(executed_BH)
         new_B4D = self.tokens(self.image(inputs["frame"]), inputs.get(INSTRUCTION))
@@ -171,7 +187,12 @@ class P2PPolicy(Policy):
 
         "bfloat16" is bfloat16 weights on GPUs and on CPUs that compute in it; on other x86 CPUs float16 matrices
         computed in float32 (see :mod:`playserve_trainer.models.p2p.packed`); elsewhere nothing.
+
+        Raises:
+            NotImplementedHereError: This is an inverse model.
         """
+        if self.config.inverse:
+            self._refuse_play()
         self.eval().requires_grad_(False)
         fold_batch_norms(self.image.trunk)
         if precision == "float32":
@@ -227,6 +248,12 @@ class P2PPolicy(Policy):
             seen.append(forced.logits)
         logits = tuple(torch.stack([step[h] for step in seen], dim=1) for h in range(len(self._heads)))
         return ForwardOutput(logits, pools)
+
+    def _refuse_play(self) -> NoReturn:
+        raise NotImplementedHereError(
+            "this p2p policy is an inverse model: it reads frames that are yet to come, so it labels recordings "
+            "(`playserve data label`) and cannot play"
+        )
 
     def _past(self, actions_XH: Tensor) -> Tensor:
         """Return the tokens [..., H, D] by which the backbone sees actions; none (H is 0) where it sees none."""

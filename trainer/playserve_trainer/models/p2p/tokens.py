@@ -141,7 +141,9 @@ def step_mask(num_actions: int, device: torch.device | None = None) -> Tensor:
     return (row_before & before) | (row_out & (before | is_out)) | (row_after & ~is_out)
 
 
-def window_mask(segment_BT: Tensor, history: int, num_actions: int, *, only_out: bool = False) -> Tensor:
+def window_mask(
+    segment_BT: Tensor, history: int, num_actions: int, *, only_out: bool = False, ahead: bool = False
+) -> Tensor:
     """Return bool [B, 1, Q, N]: which tokens of whole sequences see which.
 
     Args:
@@ -149,11 +151,13 @@ def window_mask(segment_BT: Tensor, history: int, num_actions: int, *, only_out:
         history: Past steps that are visible.
         num_actions: H.
         only_out: Rows are the T action_out tokens alone, else all N tokens.
+        ahead: Whether as many steps to come are visible, too, as the past ones.
     """
     num_steps, device = segment_BT.shape[1], segment_BT.device
     step = torch.arange(num_steps, device=device)
     ago_TT = step[:, None] - step
-    past_BTT = (ago_TT >= 1) & (ago_TT <= history) & (segment_BT[:, :, None] == segment_BT[:, None, :])
+    other_TT = ago_TT != 0 if ahead else ago_TT >= 1
+    past_BTT = other_TT & (ago_TT.abs() <= history) & (segment_BT[:, :, None] == segment_BT[:, None, :])
     own_KK = step_mask(num_actions, device)
     kept_K = torch.arange(len(own_KK), device=device) != ACTION_OUT
     if only_out:
