@@ -194,6 +194,8 @@ def _returns(table: CellTable, settings: Settings, expert: float | None) -> dict
         budgets = np.array([point["budget"] for point in best["optima"]])
         values = np.array([point["value"] for point in best["optima"]])
         found["saturating"] = _or_refusal(lambda: _plain(fit_return_law(budgets, values, expert=expert)))
+    if not measured.has("loss"):
+        return {**found, "rank_correlation_with_loss": None, "from_loss": {"why": "no cell has a held-out loss"}}
     found["rank_correlation_with_loss"] = spearman(measured.loss, returns) if len(measured) > 2 else None
     positive = measured.take(returns > 0)
     found["from_loss"] = _or_refusal(lambda: _plain(fit_loss_to_return(positive.loss, positive.numbers["return_mean"])))
