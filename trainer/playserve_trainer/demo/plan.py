@@ -106,7 +106,7 @@ FULL_PLAN = DemoPlan(
             steps=30_000,
             minutes=0.7,
             train_flags=("--eval-every-steps", "100"),
-            episodes=8,  # its scores differ little from game to game
+            episodes=5,  # its scores differ little from game to game
             argmax_episodes=1,
             baseline_episodes=2,
         ),
@@ -119,7 +119,7 @@ FULL_PLAN = DemoPlan(
             record_flags=("--max-steps", "500", "--epsilon", "0.05"),
             minutes=3.2,
             train_flags=("--eval-every-steps", "200"),
-            episodes=40,
+            episodes=32,
             argmax_episodes=2,
             baseline_episodes=2,
             # Two players never end a game by themselves: "always NOOP", and an argmax that will not serve.
@@ -131,15 +131,15 @@ FULL_PLAN = DemoPlan(
             goal=100.0,
             goal_note="keys drawn as the expert draws them score 32, its bigrams 24",
             beats_baselines=True,
-            steps=1_500_000,
-            minutes=3.6,
+            steps=1_200_000,
+            minutes=3.0,
             train_flags=("--eval-every-steps", "1500"),
-            episodes=64,
+            episodes=48,
             argmax_episodes=0,
-            baseline_episodes=20,
+            baseline_episodes=16,
             recorded_games=8,
-            # A twentieth of the usual cap: most of so young an agent's score is made there, and 64 games take minutes.
-            play_flags=("--max-steps", "5000", "--envs", "64"),
+            # A twentieth of the usual cap: most of so young an agent's score is made there, and 48 games take minutes.
+            play_flags=("--max-steps", "5000", "--envs", "48"),
         ),
         GamePlan(
             game="doom",
