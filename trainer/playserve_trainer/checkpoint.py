@@ -7,7 +7,6 @@ nothing in a checkpoint can run code. Where checkpoints lie together is the stor
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import hashlib
 import json
 import math
@@ -26,6 +25,7 @@ from playserve.files import replacing, sync_directory
 from playserve.specs import PolicySpec
 from playserve_trainer.models.policy import Policy
 from playserve_trainer.models.registry import build, config_from_json, config_to_json, describe
+from playserve_trainer.wording import utc_now
 
 __all__ = ["FORMAT_VERSION", "MANIFEST_NAME", "WEIGHTS_NAME", "Manifest", "file_sha256", "is_complete", "load",
            "read_manifest", "save", "verify"]  # fmt: skip
@@ -112,7 +112,7 @@ class Manifest:
             code_version=code_version,
             seed=seed,
             metrics=dict(metrics or {}),
-            created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            created_at=utc_now(),
         )
 
     def published_as(self, name: str, version: str) -> Manifest:

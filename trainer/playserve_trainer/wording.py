@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["clock", "duration", "number"]
+import datetime
+
+__all__ = ["clock", "duration", "number", "utc_now"]
 
 
 def number(value: float | None) -> str:
@@ -26,3 +28,8 @@ def duration(seconds: float) -> str:
     """Return minutes and seconds in words, such as "3 min 7 s"."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def utc_now() -> str:
+    """Return the time in UTC, to the second, such as "2026-11-21T16:05:09+00:00"."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import hashlib
-import json
 import os
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from playserve.errors import BadSettingError
 from playserve_client.commands.dialing import add_tls_arguments, tls_of
+from playserve_client.commands.pairs import json_pairs
 from playserve_client.workers import sigterm_interrupts
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def _settings(args: argparse.Namespace) -> tuple[Settings, Choice]:
     if args.record and family.records_films:
         import PIL  # noqa: F401 - brings the missing-extra hint before anything is done
     max_steps = family.max_steps if args.max_steps is None else args.max_steps
-    choice = family.choose(args, _options(args.env_option), max_steps)
+    choice = family.choose(args, json_pairs(args.env_option, "--env-option"), max_steps)
     policy = "" if args.no_agent else args.policy or family.default_policy(choice.env)
     if not (policy or args.no_agent):
         raise BadSettingError("--env needs --policy: the policy's name at the server")
@@ -173,19 +173,6 @@ def _stamp(choice: Choice) -> dict[str, str]:
     if not choice.knowledge:
         return {}
     return {"source": choice.knowledge_source, "sha256": hashlib.sha256(choice.knowledge).hexdigest()}
-
-
-def _options(pairs: list[str]) -> dict[str, Any]:
-    options = {}
-    for pair in pairs:
-        key, separator, text = pair.partition("=")
-        if not (separator and key.isidentifier()):
-            raise BadSettingError(f"--env-option {pair!r} is not KEY=JSON")
-        try:
-            options[key] = json.loads(text)
-        except ValueError:
-            options[key] = text
-    return options
 
 
 def _default_out(settings: Settings) -> Path:

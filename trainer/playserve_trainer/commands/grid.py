@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from playserve.errors import BadSettingError
 from playserve_client.workers import sigterm_interrupts
+from playserve_trainer.wording import utc_now
 
 if TYPE_CHECKING:
     from playserve_trainer.grid.plan import Plan
@@ -123,8 +124,6 @@ def _data(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    import datetime
-
     from rich.console import Console
 
     from playserve_trainer.grid.folder import GridFolder
@@ -134,7 +133,7 @@ def _plan(args: argparse.Namespace) -> int:
 
     _check_workers(args.workers)
     study, data = _study(args)
-    at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    at = utc_now()
     plan = make_plan(study, measure_sizes(study, str(data)), data=str(data), created_at=at)
     if not args.no_probe:
         plan = _probed(plan, args)

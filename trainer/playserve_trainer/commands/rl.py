@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from playserve.errors import BadSettingError
+from playserve_client.commands.pairs import json_pairs
+from playserve_trainer.commands.runs import (
+    CONFIG_NAME,
+    check_new,
+    check_publish,
+    print_summary,
+    saved_settings,
+    with_limits,
+)
 from playserve_trainer.rl.config import OPTIMIZERS, REWARDS, RLConfig
 from playserve_trainer.rl.presets import with_presets
 
 __all__ = ["SUMMARY", "configure", "run"]
 
 SUMMARY = "Learn to play from nothing: actors act through the service, a V-trace learner teaches."
-
-_CONFIG_NAME = "config.json"
 
 _FLAGS: Mapping[str, tuple[Any, str]] = {
     "seed": (int, "of weights, environments and sampling"),
@@ -160,16 +165,14 @@ def _learn(args: argparse.Namespace) -> int:
     from playserve_trainer.rl.run import RLRun, Service
     from playserve_trainer.train.stop import StopRequest
 
-    if (args.publish is None) != (args.store is None):
-        raise BadSettingError(f"--publish and --store go together, not --publish {args.publish} --store {args.store}")
-    for name in filter(None, (args.publish, args.name)):
-        check_policy_name(name)
+    check_publish(args.publish, args.store)
+    check_policy_name(args.name)
     out, given = Path(args.out), _given(args)
     config = _resumed(out, given) if args.resume else _new(out, args.family, given)
     service = Service(server=args.server, store=args.live_store, name=args.name, flags=("--device", args.serve_device))
     with StopRequest() as stop:
         learning = RLRun(config, service, resume=args.resume, say=lambda text: print(text, flush=True))
-        write_json(out / _CONFIG_NAME, config.to_json())
+        write_json(out / CONFIG_NAME, config.to_json())
         finished = learning.run(stop)
     summary = learning.finish(finished=finished, store=args.store or "", name=args.publish or "")
     _report(summary)
@@ -182,42 +185,19 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
     given = {name: value for name, value in vars(args).items() if name in fields}
     for name, flag in (("model", "--model"), ("env_options", "--env-option")):
         if name in given:
-            given[name] = dict(_pair(text, flag) for text in given[name])
+            given[name] = json_pairs(given[name], flag)
     return given
 
 
-def _pair(text: str, flag: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not (key and equals):
-        raise BadSettingError(f"{flag} {text!r} is not KEY=JSON, such as width=16")
-    try:
-        return key, json.loads(value)
-    except ValueError:
-        return key, value  # a word
-
-
 def _new(out: Path, family: str, given: Mapping[str, Any]) -> RLConfig:
-    from playserve.errors import StateError
-    from playserve_trainer.train.state import STATE_NAME
-
-    if (out / STATE_NAME).exists():
-        raise StateError(f"{out} holds a run already: go on with it (--resume), or choose another --out")
+    check_new(out)
     return with_presets(family, {**given, "out": str(out)})
 
 
 def _resumed(out: Path, given: Mapping[str, Any]) -> RLConfig:
     """Return the settings of the run in `out`, with those given on the command line instead of its own."""
-    from playserve.errors import NotFoundError
-    from playserve.files import read_json
-
-    value = read_json(out / _CONFIG_NAME)
-    if value is None:
-        raise NotFoundError(f"{out / _CONFIG_NAME} is not there: nothing to resume; leave --resume out to begin a run")
-    before = RLConfig.from_json(value)
-    wanted = dict(given)
-    if any(name.startswith("max_") for name in wanted):
-        # A new limit replaces the old one, instead of standing beside it.
-        wanted = {"max_steps": 0, "max_flops": 0.0, "max_minutes": 0.0, **wanted}
+    before = RLConfig.from_json(saved_settings(out))
+    wanted = with_limits(given, {"max_steps": 0, "max_flops": 0.0, "max_minutes": 0.0})
     for name in ("model", "env_options"):
         if name in wanted:
             wanted[name] = {**getattr(before, name), **wanted[name]}
@@ -229,7 +209,6 @@ def _resumed(out: Path, given: Mapping[str, Any]) -> RLConfig:
 def _report(summary: Mapping[str, Any]) -> None:
     """Print the summary for people."""
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     console, table = Console(), Table(show_header=False, box=None)
@@ -245,11 +224,4 @@ def _report(summary: Mapping[str, Any]) -> None:
             "return", f"{summary['return_last']:.2f} over the last {summary['return_last_n']} of "
             f"{summary['episodes']:,} training episodes",
         )  # fmt: skip
-    if summary["finished"]:
-        table.add_row("checkpoint", escape(summary["checkpoint"]))
-    if summary["published"]:
-        table.add_row("published", escape("{name} version {version} in {store}".format(**summary["published"])))
-    console.print(table)
-    if not summary["finished"]:
-        console.print(f"stopped before its end; go on with --resume --out {summary['config']['out']}", markup=False,
-                      soft_wrap=True)  # fmt: skip
+    print_summary(console, table, summary, summary["config"]["out"])

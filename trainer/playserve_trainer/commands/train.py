@@ -5,14 +5,21 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from playserve.errors import BadSettingError, DataLossError, StateError
+from playserve.errors import BadSettingError
 from playserve.files import write_json
+from playserve_trainer.commands.runs import (
+    CONFIG_NAME,
+    check_new,
+    check_publish,
+    print_summary,
+    saved_settings,
+    with_limits,
+)
 from playserve_trainer.recipes import Recipe
 from playserve_trainer.recipes.families import RECIPES
 from playserve_trainer.train.config import OPTIMIZERS, PARALLEL, PRECISIONS, SCHEDULES, TrainConfig
@@ -24,8 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["SUMMARY", "configure", "run"]
 
 SUMMARY = "Train a policy on recorded episodes."
-
-_CONFIG_NAME = "config.json"
 
 # Scores that the summary on the screen has room for.
 _SHOWN_SCORES = ("test_loss", "ce_key", "ce_button", "ce_dx", "ce_dy", "rce_key")
@@ -110,7 +115,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train; return 0, or 128 plus the signal that stopped it (then --resume goes on)."""
-    _check_publish(args.publish, args.store)
+    check_publish(args.publish, args.store)
     if args.processes > 1:
         # Read when torch is imported: without it every process warns that it looks for unused parameters, as it should.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -123,36 +128,16 @@ def run(args: argparse.Namespace) -> int:
     return _train(recipe, config, args)
 
 
-def _check_publish(name: str | None, store: str | None) -> None:
-    from playserve.specs import check_policy_name
-
-    if (name is None) != (store is None):
-        raise BadSettingError(f"--publish and --store go together, not --publish {name} --store {store}")
-    if name is not None:
-        check_policy_name(name)
-
-
 def _new_config(recipe: Recipe, out: Path, given: Mapping[str, Any]) -> TrainConfig:
-    from playserve_trainer.train.state import STATE_NAME
-
     if "data" not in given:
         raise BadSettingError("where are the recordings? give --data, the folder that `playserve data` wrote to")
-    if (out / STATE_NAME).exists():
-        raise StateError(f"{out} holds a run already: go on with it (--resume), or choose another --out")
+    check_new(out)
     return TrainConfig.from_json(recipe.settings(given))
 
 
 def _resumed_config(recipe: Recipe, out: Path, given: Mapping[str, Any]) -> TrainConfig:
     """Return the settings of the run in `out`, with those given on the command line instead of its own."""
-    from playserve.errors import NotFoundError
-
-    path = out / _CONFIG_NAME
-    try:
-        before = TrainConfig.from_json(json.loads(path.read_text()))
-    except FileNotFoundError as error:
-        raise NotFoundError(f"{path} is not there: nothing to resume; leave --resume out to begin a run") from error
-    except ValueError as error:
-        raise DataLossError(f"{path} is not JSON: {error}") from error
+    before = TrainConfig.from_json(saved_settings(out))
     # The recipe translates flags to settings; of what it adds by itself the run has its own.
     translated = recipe.settings({recipe.TASK_FLAG: before.task, **given})
     wanted = {name: translated[name] for name in ("task", *given) if name in translated}
@@ -160,9 +145,7 @@ def _resumed_config(recipe: Recipe, out: Path, given: Mapping[str, Any]) -> Trai
         wanted["model"] = {**before.model, **model}
     if options := {flag: translated["options"][flag] for flag in _option_flags(recipe) if flag in given}:
         wanted["options"] = {**before.options, **options}
-    if any(name.startswith("max_") for name in given):
-        # A new limit replaces the old one, instead of standing beside it.
-        wanted = {"max_steps": None, "max_samples": None, "max_flops": None, "max_minutes": None, **wanted}
+    wanted = with_limits(wanted, dict.fromkeys(("max_steps", "max_samples", "max_flops", "max_minutes")))
     config = TrainConfig.from_json({**before.to_json(), **wanted})
     config.check_resumes(before)
     return config
@@ -211,7 +194,7 @@ def _train_in(group: Group, recipe: Recipe, config: TrainConfig, args: argparse.
         if args.resume:
             trainer.resume()
         if group.is_main:
-            write_json(out / _CONFIG_NAME, config.to_json())
+            write_json(out / CONFIG_NAME, config.to_json())
         finished = trainer.run()
     manifest, published = None, None
     if finished:
@@ -227,7 +210,6 @@ def _train_in(group: Group, recipe: Recipe, config: TrainConfig, args: argparse.
 def _report(trainer: Trainer, summary: Mapping[str, Any]) -> None:
     """Print the summary for people; damaged files come last, where they are seen."""
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     console, data, held_out = Console(), summary["data"], summary["held_out"]
@@ -255,13 +237,7 @@ def _report(trainer: Trainer, summary: Mapping[str, Any]) -> None:
         name = baseline["name"].replace("_", " ")
         scores = _scores(baseline["scores"])
         table.add_row(f"  {name}", f"loss {baseline['loss']:.4f}, accuracy {baseline['accuracy']:.2%}{scores}")
-    if summary["finished"]:
-        table.add_row("checkpoint", escape(summary["checkpoint"]))
-    if summary["published"]:
-        table.add_row("published", escape("{name} version {version} in {store}".format(**summary["published"])))
-    console.print(table)
-    if not summary["finished"]:
-        console.print(f"stopped before its end; go on with --resume --out {trainer.out}", markup=False, soft_wrap=True)
+    print_summary(console, table, summary, trainer.out)
     if data["damaged"]:
         console.print(f"{len(data['damaged'])} damaged files were left out:", style="yellow")
         for item in data["damaged"]:

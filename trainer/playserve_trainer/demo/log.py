@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
 import platform
@@ -16,16 +15,12 @@ from typing import Any, Protocol
 
 from playserve.errors import BadSettingError, DataLossError
 from playserve.files import write_json
+from playserve_trainer.wording import utc_now
 
-__all__ = ["FORMAT_VERSION", "LOG_NAME", "DemoLog", "describe_machine", "now"]
+__all__ = ["FORMAT_VERSION", "LOG_NAME", "DemoLog", "describe_machine"]
 
 FORMAT_VERSION = 1
 LOG_NAME = "demo.json"
-
-
-def now() -> str:
-    """Return the UTC time, ISO 8601."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 class Plan(Protocol):
@@ -57,7 +52,7 @@ class DemoLog:
         path = out / LOG_NAME
         if not path.exists():
             log = cls(out, {
-                "format_version": FORMAT_VERSION, "plan": plan.to_json(), "started_at": now(),
+                "format_version": FORMAT_VERSION, "plan": plan.to_json(), "started_at": utc_now(),
                 "machine": describe_machine(), "stages": [],
             })  # fmt: skip
             log.save()
@@ -87,7 +82,7 @@ class DemoLog:
             self.value["stages"].append(stage)
         stage["command"] = command
         attempt: dict[str, Any] = {
-            "started_at": now(), "status": "running", "seconds": None, "cpu_seconds": None,
+            "started_at": utc_now(), "status": "running", "seconds": None, "cpu_seconds": None,
             "load_before": _load(), "load_after": None,
         }  # fmt: skip
         stage["attempts"].append(attempt)

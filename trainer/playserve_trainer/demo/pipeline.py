@@ -11,7 +11,7 @@ from rich.console import Console
 from playserve.files import write_text
 from playserve_trainer.demo.carried import carried_checkpoint, why_absent
 from playserve_trainer.demo.folder import clear_folder, locked_folder
-from playserve_trainer.demo.log import DemoLog, now
+from playserve_trainer.demo.log import DemoLog
 from playserve_trainer.demo.outcome import GameOutcome, is_begun, is_played, is_published, is_trained, read_outcomes
 from playserve_trainer.demo.page import render_page
 from playserve_trainer.demo.plan import DemoPlan, GamePlan
@@ -19,6 +19,7 @@ from playserve_trainer.demo.recorded import is_recorded
 from playserve_trainer.demo.stages import Stages
 from playserve_trainer.demo.steps import playing, publishing, recording, serving, training
 from playserve_trainer.demo.table import print_outcomes, print_times
+from playserve_trainer.wording import utc_now
 
 __all__ = ["PAGE_NAME", "run_demo"]
 
@@ -106,7 +107,7 @@ def _conclude(outcomes: Sequence[GameOutcome], out: Path, console: Console, log:
     missed = [verdict for verdict in verdicts if verdict["met"] is False]
     page = out / PAGE_NAME
     log.update({
-        "finished_at": now(), "outcomes": verdicts, "goals_met": None if not _judged(verdicts) else not missed,
+        "finished_at": utc_now(), "outcomes": verdicts, "goals_met": None if not _judged(verdicts) else not missed,
         "stage_seconds": log.seconds(), "total_seconds": log.total_s(), "page": PAGE_NAME,
     })  # fmt: skip
     write_text(page, render_page(outcomes, log.value))

@@ -9,7 +9,6 @@ run by run (:mod:`.indexed`).
 
 from __future__ import annotations
 
-import datetime
 import fcntl
 import os
 import platform
@@ -33,6 +32,7 @@ from playserve_trainer.grid.status import GridStatus, collect
 from playserve_trainer.grid.view import GridView, one_line
 from playserve_trainer.processes import before_exec
 from playserve_trainer.train.stop import StopRequest
+from playserve_trainer.wording import utc_now
 
 __all__ = ["run_grid"]
 
@@ -254,7 +254,7 @@ def _write_account(folder: GridFolder, status: GridStatus, workers: int, wall_s:
     with suppress(DataLossError):
         before = read_json(folder.account) or {}
     session = {
-        "ended_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "wall_s": round(wall_s, 3),
+        "ended_at": utc_now(), "wall_s": round(wall_s, 3),
         "workers": workers, "machine": platform.node(), "done_cells": status.done_cells,
     }  # fmt: skip
     value = {**status.to_json(workers), "sessions": [*before.get("sessions", []), session]}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import datetime
 from pathlib import Path
 
 from playserve.files import write_json
 from playserve_trainer.grid.folder import GridFolder
+from playserve_trainer.wording import utc_now
 
 __all__ = ["log_tail", "write_failure"]
 
@@ -17,7 +17,7 @@ def write_failure(folder: GridFolder, name: str, reason: str) -> None:
     """Write why a run failed; `--retry-failed` lets it go on."""
     directory = folder.run(name)
     directory.mkdir(parents=True, exist_ok=True)
-    at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    at = utc_now()
     write_json(folder.failure(name), {"run": name, "reason": reason, "at": at, "log": log_tail(directory / "log.txt")})
 
 

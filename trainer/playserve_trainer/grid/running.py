@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import hashlib
 import json
 import time
@@ -46,6 +45,7 @@ from playserve_trainer.train.parallel import Group
 from playserve_trainer.train.progress import Reporter
 from playserve_trainer.train.start import begin_from
 from playserve_trainer.train.state import STATE_NAME
+from playserve_trainer.wording import utc_now
 
 __all__ = ["DataCache", "Hands", "Times", "publish_once", "train_run"]
 
@@ -217,7 +217,7 @@ class _AtWork:
                     "diverged": diverged, "flops": self.trainer.flops, "samples": self.trainer.samples,
                     "wall_s": round(self.trainer.elapsed_s, 3), "batch_size": self.run.batch_size,
                     "held_out_digest": self._held_out_digest(point) if point else None,
-                    "code_version": finish.code_version(), "created_at": _now(),
+                    "code_version": finish.code_version(), "created_at": utc_now(),
                 },
             )  # fmt: skip
         return True
@@ -279,7 +279,7 @@ class _AtWork:
                 epochs=point.samples / unique, loss=point.loss, loss_se=point.loss_se, accuracy=point.accuracy,
                 labels=point.labels, wall_s=point.wall_s, lr=self.rate.lr, lr_at_edge=self.rate.at_edge,
                 batch_size=run.batch_size, schedule=self.config.schedule, data_digest=self.trainer.data_digest,
-                held_out_digest=self._held_out_digest(point), code_version=finish.code_version(), created_at=_now(),
+                held_out_digest=self._held_out_digest(point), code_version=finish.code_version(), created_at=utc_now(),
                 checkpoint={"store": self.hands.store, "name": cell.cell, "version": version},
                 clusters=point.clusters, stop=stop,
                 flops_run=self.trainer.flops if study.stop.rule == "held-out" else None, predicted_wall_s=predicted,
@@ -298,7 +298,3 @@ def publish_once(url: str, name: str, directory: Path) -> str:
         if (there.weights_sha256, there.samples_seen) == (mine.weights_sha256, mine.samples_seen):
             return latest
     return store.publish(name, directory)
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

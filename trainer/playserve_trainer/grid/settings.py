@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from playserve_trainer.grid.study import Size, Study
 from playserve_trainer.recipes.families import recipe_of
 from playserve_trainer.train.config import TrainConfig
 
-__all__ = ["measure_sizes", "run_config"]
+__all__ = ["measure_sizes", "run_config", "training_of"]
 
 # Settings that the grid itself decides.
 _OURS = ("seed", "schedule", "final_lr_fraction", "max_steps", "max_samples", "max_flops", "max_minutes", "held_out",
@@ -72,14 +73,23 @@ def run_config(plan: Plan, run: Run, out: Path, *, lr: float, threads: int = 0, 
     return TrainConfig.from_json({**recipe_of(study.family).settings(given), "data_share": run.unique})
 
 
+def training_of(study: Study, name: str, ours: Collection[str]) -> dict[str, Any]:
+    """Return the training settings of a variant.
+
+    Raises:
+        BadSettingError: One of them is among `ours`, which the grid decides.
+    """
+    training = {**study.training, **study.variants[name].training}
+    if found := sorted(set(training) & set(ours)):
+        raise BadSettingError(
+            f"study {study.study}: [training] sets {', '.join(found)}, which the grid decides by itself"
+        )
+    return training
+
+
 def _given(study: Study, task: str, name: str, size: Size, data: str) -> dict[str, Any]:
     """Return what would be given to ``playserve train`` for a size of a variant; "{data}" in texts is the folder."""
-    variant = study.variants[name]
-    training = {**study.training, **variant.training}
-    if ours := sorted(set(training) & set(_OURS)):
-        raise BadSettingError(
-            f"study {study.study}: [training] sets {', '.join(ours)}, which the grid decides by itself"
-        )
+    variant, training = study.variants[name], training_of(study, name, _OURS)
     given = {
         recipe_of(study.family).TASK_FLAG: task, **training, **variant.options, study.size.dial: size, **variant.model,
         "held_out": study.evaluation.held_out, "eval_every_steps": 0, "schedule": "constant",

@@ -300,26 +300,27 @@ class Study:
                 raise BadSettingError(f"{where}: variant {name} has budgets {strange}, which are none of the study's")
 
 
-def packaged_studies() -> dict[str, str]:
-    """Return the text of each study that comes with the package, by name."""
-    folder = files("playserve_trainer.grid") / "studies"
+def packaged_studies(package: str = "playserve_trainer.grid") -> dict[str, str]:
+    """Return the text of each study that comes with a package, by name."""
+    folder = files(package) / "studies"
     found = {item.name.removesuffix(".toml"): item for item in folder.iterdir() if item.name.endswith(".toml")}
     return {name: found[name].read_text(encoding="utf-8") for name in sorted(found)}
 
 
-def load_study(name: str, tier: str) -> Study:
+def load_study(name: str, tier: str, package: str = "playserve_trainer.grid") -> Study:
     """Return a study at a tier.
 
     Args:
         name: Of a packaged study, or the path of a TOML file.
         tier: One of the file's.
+        package: Whose packaged studies are meant.
 
     Raises:
         NotFoundError: There is neither.
         DataLossError: The file is no TOML.
         BadSettingError: A key or value is wrong, or there is no such tier.
     """
-    packaged = packaged_studies()
+    packaged = packaged_studies(package)
     if name in packaged:
         text = packaged[name]
     elif Path(name).is_file():

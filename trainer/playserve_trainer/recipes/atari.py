@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from playserve_trainer.data.stacked import ShuffledSteps, Streams
     from playserve_trainer.models.policy import Policy
 
-__all__ = ["DEFAULTS", "MODEL_FLAGS", "SUMMARY", "TASK_FLAG", "configure", "prepare", "read", "settings",
-           "sketch"]  # fmt: skip
+__all__ = ["DEFAULTS", "MODEL_FLAGS", "SUMMARY", "TASK_FLAG", "configure", "pixel_statistics", "prepare", "read",
+           "settings", "sketch"]  # fmt: skip
 
 SUMMARY = "the width-scaled convolutional net, on recordings of one Atari game"
 TASK_FLAG = "game"
@@ -214,11 +214,14 @@ def _protocol(episodes: Episodes, game: str) -> dict[str, Any]:
 
 
 def _pixels(episodes: Episodes) -> tuple[float, float]:
-    """Return the commonest pixel of the training frames, and the root mean square distance from it."""
+    steps = episodes.steps_of(episodes.select(held_out=False))
+    return pixel_statistics(episodes.frames_NHW[steps[:: max(1, len(steps) // 256)]])
+
+
+def pixel_statistics(frames: NDArray[np.uint8]) -> tuple[float, float]:
+    """Return the commonest pixel of uint8 frames of any shape, and the root mean square distance from it."""
     import numpy as np
 
-    steps = episodes.steps_of(episodes.select(held_out=False))
-    frames = episodes.frames_NHW[steps[:: max(1, len(steps) // 256)]]
     background = int(np.bincount(frames.ravel(), minlength=256).argmax())
     distance = np.sqrt(np.mean((frames.astype(np.float32) - background) ** 2))
     return float(background), round(max(1.0, float(distance)), 1)

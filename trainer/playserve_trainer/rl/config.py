@@ -5,13 +5,13 @@ Defaults are those of IMPALA on Atari (Espeholt et al., 1802.01561) where nothin
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from playserve.errors import BadSettingError
+from playserve_trainer.train.checks import check_at_least, check_choices, check_resumes, settings_json
 
 __all__ = ["OPTIMIZERS", "REWARDS", "RLConfig"]
 
@@ -118,18 +118,14 @@ class RLConfig:
     threads: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in _AT_LEAST.items():
-            if not getattr(self, name) >= least:
-                raise BadSettingError(f"{name} is at least {least}, not {getattr(self, name)}")
+        check_at_least(self, _AT_LEAST)
         for name in ("lr", "reward_scale", "rho_clip", "c_clip", "publish_every_s", "silence_s"):
             if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
                 raise BadSettingError(f"{name} is above 0, not {getattr(self, name)}")
         for name in ("discount", "lr_final_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise BadSettingError(f"{name} is between 0 and 1, not {getattr(self, name)}")
-        for name, choices in (("optimizer", OPTIMIZERS), ("reward", REWARDS)):
-            if getattr(self, name) not in choices:
-                raise BadSettingError(f"{name} is one of {', '.join(choices)}, not {getattr(self, name)!r}")
+        check_choices(self, {"optimizer": OPTIMIZERS, "reward": REWARDS})
         if self.batch > self.num_envs:
             raise BadSettingError(f"batch ({self.batch}) is at most num_envs ({self.num_envs})")
         if self.replay > self.replay_size:
@@ -149,10 +145,7 @@ class RLConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object with every setting."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)} | {
-            "model": dict(self.model),
-            "env_options": dict(self.env_options),
-        }
+        return settings_json(self)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> RLConfig:
@@ -167,10 +160,4 @@ class RLConfig:
 
     def check_resumes(self, before: RLConfig) -> None:
         """Raise BadSettingError if a run begun with the settings `before` may not go on with these."""
-        changed = [
-            f"{f.name} was {getattr(before, f.name)!r}, now {getattr(self, f.name)!r}"
-            for f in dataclasses.fields(self)
-            if f.name not in _FREE_ON_RESUME and getattr(before, f.name) != getattr(self, f.name)
-        ]
-        if changed:
-            raise BadSettingError(f"a resumed run keeps its settings, but {'; '.join(changed)}")
+        check_resumes(self, before, _FREE_ON_RESUME)

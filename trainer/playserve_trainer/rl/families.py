@@ -72,8 +72,10 @@ def _atari(config: RLConfig) -> _Found:
 
 
 def _pixels(env: Any, seed: int) -> tuple[float, float]:
-    """Return the commonest pixel of random play, and the root mean square distance from it, as the recipe does."""
+    """Return what the recipe takes from recordings, of frames of random play."""
     import numpy as np
+
+    from playserve_trainer.recipes.atari import pixel_statistics
 
     rng, frames = np.random.default_rng(seed), []
     env.reset(seed=seed)
@@ -82,10 +84,7 @@ def _pixels(env: Any, seed: int) -> tuple[float, float]:
         frames.append(env.single_frame())
         if terminated or truncated:
             env.reset(seed=None, options={"reseed": False})
-    pixels = np.stack(frames)
-    background = int(np.bincount(pixels.ravel(), minlength=256).argmax())
-    distance = float(np.sqrt(np.mean((pixels.astype(np.float32) - background) ** 2)))
-    return float(background), round(max(1.0, distance), 1)
+    return pixel_statistics(np.stack(frames))
 
 
 def _nethack(config: RLConfig) -> _Found:

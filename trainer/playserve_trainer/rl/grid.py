@@ -7,12 +7,9 @@ learning rate, and begins its service and actors anew after each.
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -25,6 +22,7 @@ from playserve_trainer.grid.failures import write_failure
 from playserve_trainer.grid.folder import GridFolder
 from playserve_trainer.grid.plan import Measure, Plan, PlannedCell, Run, SizeFacts, make_plan
 from playserve_trainer.grid.running import publish_once
+from playserve_trainer.grid.settings import training_of
 from playserve_trainer.grid.study import Size, Study, load_study
 from playserve_trainer.rl.config import RLConfig
 from playserve_trainer.rl.critic import ActorCritic
@@ -33,6 +31,7 @@ from playserve_trainer.rl.presets import with_presets
 from playserve_trainer.rl.run import RLRun, Service
 from playserve_trainer.train.finish import CHECKPOINT_NAME, code_version
 from playserve_trainer.train.state import STATE_NAME
+from playserve_trainer.wording import utc_now
 
 __all__ = ["load_rl_study", "plan_rl", "run_rl_grid"]
 
@@ -42,8 +41,7 @@ _OURS = ("family", "game", "out", "seed", "lr_final_fraction", "max_steps", "max
 
 def load_rl_study(name: str, tier: str) -> Study:
     """Return a study of this package, or of a TOML file, at a tier; raises as `load_study`."""
-    packaged = Path(str(files("playserve_trainer.rl") / "studies" / f"{name}.toml"))
-    return load_study(str(packaged) if packaged.is_file() else name, tier)
+    return load_study(name, tier, "playserve_trainer.rl")
 
 
 def plan_rl(study: Study) -> Plan:
@@ -54,7 +52,7 @@ def plan_rl(study: Study) -> Plan:
     """
     if study.tuning.candidates or study.stop.rule != "budget" or study.unique != (1.0,):
         raise BadSettingError(f"study {study.study}: what is tuned, stopped or shared by held-out data has none here")
-    return make_plan(study, _measure(study), created_at=_now())
+    return make_plan(study, _measure(study), created_at=utc_now())
 
 
 def run_rl_grid(
@@ -148,7 +146,7 @@ def _leave(
             params_non_embedding=run.params_non_embedding, samples=learner.steps, unique_samples=learner.steps,
             epochs=1.0, loss=None, loss_se=None, accuracy=None, labels=0, wall_s=round(learning.elapsed_s, 3),
             lr=config.lr, lr_at_edge=None, batch_size=config.batch, schedule="constant", data_digest="",
-            held_out_digest="", code_version=code_version(), created_at=_now(),
+            held_out_digest="", code_version=code_version(), created_at=utc_now(),
             checkpoint={"store": store, "name": cell.cell, "version": version}, clusters={}, stop="budget",
             device=str(learner.device), precision="fp32", threads=config.threads,
             scores={
@@ -185,19 +183,10 @@ def _measure(study: Study) -> Measure:
 
 
 def _config(study: Study, task: str, name: str, size: Size, rest: Mapping[str, Any]) -> RLConfig:
-    variant = study.variants[name]
-    training = {**study.training, **variant.training}
-    if ours := sorted(set(training) & set(_OURS)):
-        raise BadSettingError(
-            f"study {study.study}: [training] sets {', '.join(ours)}, which the grid decides by itself"
-        )
+    variant, training = study.variants[name], training_of(study, name, _OURS)
     options = {**training.pop("env_options", {}), **variant.options}
     given = {
         **training, "game": task, "model": {study.size.dial: size, **variant.model}, "env_options": options,
         "lr_final_fraction": 1.0, **rest,
     }  # fmt: skip
     return with_presets(study.family, given)
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

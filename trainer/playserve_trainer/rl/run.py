@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from playserve.errors import BadSettingError
 from playserve.files import write_json
 from playserve_client import PolicyClient
@@ -26,6 +24,7 @@ from playserve_trainer.rl.learner import Learner
 from playserve_trainer.rl.pool import ActorPool
 from playserve_trainer.rl.publishing import Publisher, write_policy
 from playserve_trainer.rl.unrolls import Unroll
+from playserve_trainer.train.compute import resolve_device, set_threads
 from playserve_trainer.train.finish import CHECKPOINT_NAME, SUMMARY_NAME, publish
 from playserve_trainer.train.state import TrainState, capture, read_state, restore, write_state
 
@@ -86,10 +85,9 @@ class RLRun:
         self.config, self._service, self._say = config, service or Service(), say
         self._out = Path(config.out)
         self._out.mkdir(parents=True, exist_ok=True)
-        device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
-        torch.set_num_threads(config.threads or torch.get_num_threads())
+        set_threads(config.threads)
         self._start = begin(config)
-        self.learner = Learner(config, self._start.policy, torch.device(device))
+        self.learner = Learner(config, self._start.policy, resolve_device(config.device))
         self._elapsed_before, self._began = 0.0, time.monotonic()
         self._attempt, self._versions = 0, dict[int, int]()
         self._resume_at: int | None = None

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from playserve.errors import BadSettingError
+from playserve_trainer.train.checks import check_at_least, check_choices, check_resumes, settings_json
 
 __all__ = ["OPTIMIZERS", "PARALLEL", "PRECISIONS", "SCHEDULES", "TrainConfig"]
 
@@ -130,9 +131,7 @@ class TrainConfig:
         for name in hints:
             _check_type(name, getattr(self, name), hints[name])
         named = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "precision": PRECISIONS, "parallel": PARALLEL}
-        for name, choices in named.items():
-            if getattr(self, name) not in choices:
-                raise BadSettingError(f"{name} is one of {', '.join(choices)}, not {getattr(self, name)!r}")
+        check_choices(self, named)
         self._check_ranges()
         if all(limit is None for limit in (self.max_steps, self.max_samples, self.max_flops, self.max_minutes)):
             raise BadSettingError("give the run a limit: max_steps, max_samples, max_flops or max_minutes")
@@ -143,9 +142,7 @@ class TrainConfig:
             "seed": 0, "weight_decay": 0, "clip_norm": 0, "warmup_steps": 0, "threads": 0, "eval_samples": 1,
             "eval_every_steps": 0, "save_every_s": 0, "save_every_steps": 0, "accumulate": 1,
         }  # fmt: skip
-        for name, least in at_least.items():
-            if not getattr(self, name) >= least:
-                raise BadSettingError(f"{name} is at least {least}, not {getattr(self, name)}")
+        check_at_least(self, at_least)
         for name in ("lr", "max_steps", "max_samples", "max_flops", "max_minutes"):
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
@@ -164,10 +161,7 @@ class TrainConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object with every setting."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)} | {
-            "model": dict(self.model),
-            "options": dict(self.options),
-        }
+        return settings_json(self)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> TrainConfig:
@@ -189,13 +183,7 @@ class TrainConfig:
 
     def check_resumes(self, before: TrainConfig) -> None:
         """Raise BadSettingError if a run begun with the settings `before` may not go on with these."""
-        changed = [
-            f"{f.name} was {getattr(before, f.name)!r}, now {getattr(self, f.name)!r}"
-            for f in dataclasses.fields(self)
-            if f.name not in _FREE_ON_RESUME and getattr(before, f.name) != getattr(self, f.name)
-        ]
-        if changed:
-            raise BadSettingError(f"a resumed run keeps its settings, but {'; '.join(changed)}")
+        check_resumes(self, before, _FREE_ON_RESUME)
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:

@@ -7,7 +7,6 @@ window's pixels and does nothing but press keys and move the mouse.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import importlib.util
 import json
 import os
@@ -27,6 +26,7 @@ from playserve.files import write_json
 from playserve_trainer.demo.doom.plan import POLICY, DoomPlan, first_goal
 from playserve_trainer.demo.files import read_json
 from playserve_trainer.processes import before_exec, playserve_argv, stop_process
+from playserve_trainer.wording import utc_now
 
 __all__ = ["RESULTS_NAME", "desktop_folder", "missing_for_desktop", "play_command", "play_desktop"]
 
@@ -163,7 +163,7 @@ def play_desktop(
         "screen": plan.desktop_screen,
         "command": ["playserve", *command],
         "seconds": round(time.monotonic() - started, 1),
-        "finished_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "finished_at": utc_now(),
         "episodes": episodes,
         "play": read_json(report),
     }

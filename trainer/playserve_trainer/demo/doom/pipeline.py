@@ -21,11 +21,12 @@ from playserve_trainer.demo.doom.results import read_results
 from playserve_trainer.demo.doom.steps import playing, recording, training
 from playserve_trainer.demo.files import read_json
 from playserve_trainer.demo.folder import clear_folder, locked_folder
-from playserve_trainer.demo.log import DemoLog, now
+from playserve_trainer.demo.log import DemoLog
 from playserve_trainer.demo.outcome import is_begun, is_played, is_published, is_trained
 from playserve_trainer.demo.stages import Stages
 from playserve_trainer.demo.steps import publishing, serving
 from playserve_trainer.demo.table import print_times
+from playserve_trainer.wording import utc_now
 
 __all__ = ["PAGE_NAME", "REPORT_NAME", "RESULTS_FILE", "run_doom"]
 
@@ -166,7 +167,7 @@ def _conclude(plan: DoomPlan, out: Path, console: Console, log: DemoLog) -> int:
         "record_and_train_seconds": round(recipe_s, 1), "stage_seconds": seconds,
     }  # fmt: skip
     log.update({
-        "finished_at": now(), "verdicts": results["verdicts"], "goals_met": not missed if judged else None,
+        "finished_at": utc_now(), "verdicts": results["verdicts"], "goals_met": not missed if judged else None,
         "stage_seconds": seconds, "total_seconds": log.total_s(), "record_and_train_seconds": round(recipe_s, 1),
         "page": PAGE_NAME,
     })  # fmt: skip

@@ -39,19 +39,15 @@ def draw_action(
         guess_BH: What may be drawn, int64. It looks at what was drawn, so for a CPU only, and not to be compiled.
     """
     decoder, embedding, logits = parts
-    at_once, guessed_BHD = 1, out_BD.new_empty(0)
-    if guess_BH is not None:
-        rows, width = out_BD.shape
-        at_once = max(1, _ROWS * _WIDTH // (rows * width))
-    if guess_BH is not None and at_once > 1:
-        guessed_BHD = embedding(guess_BH)
+    at_once = 1 if guess_BH is None else max(1, _ROWS * _WIDTH // out_BD.numel())
+    guessed_BHD = embedding(guess_BH) if at_once > 1 else None
     x_BD, cache = decoder.begin(out_BD)
     drawn: list[Tensor] = []
     while len(drawn) < decoder.num_actions:
         first = len(drawn)
         last = min(first + at_once, decoder.num_actions) - 1
         x_BND = x_BD.unsqueeze(1)
-        if last > first:
+        if guessed_BHD is not None:
             x_BND = torch.cat([x_BND, guessed_BHD[:, first:last].to(x_BND.dtype)], dim=1)
         y_BND = decoder.advance(x_BND, first, cache)
         for head in range(first, last + 1):
