@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from harness import machine, report_console, write_json
@@ -26,43 +27,50 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
 _LIMIT_S = 60.0
 
 
-def main() -> None:
+def _round(number: int, processes: int, starts: int) -> dict[str, Any]:
+    """Fit one draw of the noise, and check it with many starts."""
     from surfaces import EPOCH, grid
 
+    rng = np.random.default_rng(number)
+    table = grid(EPOCH, np.geomspace(1e18, 1e21, 10), sizes=10, noise=0.005, seeds=2, rng=rng)
+    began = time.monotonic()
+    found = fit_laws(table, FitOptions(resamples=1000, processes=processes, starts=0))
+    fit_s = time.monotonic() - began
+    began = time.monotonic()
+    check = fit_laws(table, FitOptions(resamples=0, starts=starts))["groups"][0]["many_starts"]
+    law = found["groups"][0]["laws"]["parametric"]["law"]
+    return {
+        "cells": len(table), "fit_s": fit_s, "starts": starts, "check_s": time.monotonic() - began,
+        "verdict": check["verdict"], "alpha": law["alpha"], "alpha_many_starts": check["law"]["alpha"],
+        "beta": law["beta"], "beta_many_starts": check["law"]["beta"],
+    }  # fmt: skip
+
+
+def main() -> int:
+    """Measure; return 1 if the budget is missed or the fits disagree."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--starts", type=int, default=4500, help="of the check in the first round")
     parser.add_argument("--out", type=Path, default=Path("runs/bench/laws.json"))
-    args = parser.parse_args()
-    console, rows = report_console(), []
-    for number in range(args.rounds):
-        rng = np.random.default_rng(number)
-        table = grid(EPOCH, np.geomspace(1e18, 1e21, 10), sizes=10, noise=0.005, seeds=2, rng=rng)
-        began = time.monotonic()
-        found = fit_laws(table, FitOptions(resamples=1000, processes=args.processes, starts=0))
-        fit_s = time.monotonic() - began
-        began = time.monotonic()
-        starts = args.starts if number == 0 else 100
-        check = fit_laws(table, FitOptions(resamples=0, starts=starts))["groups"][0]["many_starts"]
-        law = found["groups"][0]["laws"]["parametric"]["law"]
-        rows.append(
-            {
-                "cells": len(table), "fit_s": fit_s, "starts": starts, "check_s": time.monotonic() - began,
-                "verdict": check["verdict"], "alpha": law["alpha"], "alpha_many_starts": check["law"]["alpha"],
-                "beta": law["beta"], "beta_many_starts": check["law"]["beta"],
-            }
-        )  # fmt: skip
-        console.print(rows[-1])
-    seconds = [row["fit_s"] for row in rows]
-    value = {
-        "machine": machine(), "rounds": rows, "best_s": min(seconds), "median_s": statistics.median(seconds),
-        "limit_s": _LIMIT_S, "fits_agree": all(row["verdict"] == "agree" for row in rows),
-        "met": statistics.median(seconds) < _LIMIT_S,
+    args, console = parser.parse_args(), report_console()
+    report: dict[str, Any] = {"benchmark": "laws", "limit_s": _LIMIT_S}
+    with machine(report):
+        rounds = []
+        for number in range(args.rounds):
+            rounds.append(_round(number, args.processes, args.starts if number == 0 else 100))
+            console.print(rounds[-1])
+    seconds = [row["fit_s"] for row in rounds]
+    agree = all(row["verdict"] == "agree" for row in rounds)
+    met = agree and statistics.median(seconds) < _LIMIT_S
+    report |= {
+        "rounds": rounds, "best_s": min(seconds), "median_s": statistics.median(seconds), "fits_agree": agree,
+        "met": met,
     }  # fmt: skip
-    write_json(args.out, value)
+    write_json(args.out, report)
     console.print(f"best {min(seconds):.1f} s, median {statistics.median(seconds):.1f} s, limit {_LIMIT_S:.0f} s")
+    return 0 if met else 1
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())
