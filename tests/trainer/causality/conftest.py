@@ -32,18 +32,20 @@ COLOURS = {"basic": (220, 220, 220), "take_cover": (220, 40, 40)}
 MakePolicy = Callable[..., P2PPolicy]
 
 
-def write_doom(root: Path, scenario: str, seed: int, frames: int = 50, episode: int = 25, task: bool = True) -> Path:
+def write_doom(
+    root: Path, scenario: str, seed: int, frames: int = 50, episode: int = 25, task: bool = True, size: int = SIZE
+) -> Path:
     """Write one recording of two episodes; every eleventh action is a wrong one, of the recorder's noise."""
     goal, right = TASKS[scenario]
     rng = np.random.default_rng([seed, len(scenario)])
     sides = np.repeat(rng.integers(0, 2, frames), rng.integers(4, 10, frames))[:frames]
     settings = VideoSettings(encoding="rgb", crf=6, preset="ultrafast", keyframe_every=16)
     with RecordingWriter(
-        root / scenario, env="doom", env_subtype=scenario, frame_size=(SIZE, SIZE), video=settings
+        root / scenario, env="doom", env_subtype=scenario, frame_size=(size, size), video=settings
     ) as writer:
         for number in range(frames):
-            picture = np.full((SIZE, SIZE, 3), 40, np.uint8)
-            half = SIZE // 2
+            picture = np.full((size, size, 3), 40, np.uint8)
+            half = size // 2
             picture[:, half * sides[number] : half * (1 + sides[number])] = COLOURS[scenario]
             noise = number % 11 == 0
             action = right[(sides[max(0, number - 1)] + noise) % 2]

@@ -24,7 +24,7 @@ class _Progress(Protocol):
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add a subcommand for each measure."""
-    measures = parser.add_subparsers(dest="measure", required=True, metavar="MEASURE")
+    measures = parser.add_subparsers(dest="measures", required=True, metavar="MEASURE")
     toy = measures.add_parser(
         "toy", help="the toy environment behind the claim that depth helps (about 20 minutes on one core)",
         description="Run the toy environment: networks of 0 to 4 hidden layers, with and without bias, learn to brake.",
@@ -54,6 +54,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     intervene.add_argument(
         "--pairs", type=int, default=64, metavar="N", help="most pairs of a scenario and goal (default %(default)s)"
     )
+    grid = measures.add_parser(
+        "grid", help="score and intervene of every finished p2p cell of a grid",
+        description="Measure every finished cell of a p2p grid, into DIR/causality; the same command goes on.",
+    )  # fmt: skip
+    grid.add_argument("folder", type=Path, metavar="DIR", help="folder of the grid")
+    grid.add_argument("--cell", action="append", default=[], metavar="CELL", help="only this cell (repeatable)")
+    grid.add_argument(
+        "--measure", action="append", choices=("score", "intervene"), help="only this one (default: both)"
+    )
+    grid.add_argument("--seed", type=int, default=0, help="of all that is drawn (default %(default)s)")
+    grid.add_argument("--device", default="cpu", help="torch device (default %(default)s)")
     plot = measures.add_parser(
         "plot", help="scores or interventions of several checkpoints, against data, size or training step",
         description="Draw what was measured of several checkpoints.",
@@ -91,7 +102,7 @@ def _configure_subject(parser: argparse.ArgumentParser, name: str) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print; every number is also in a file."""
-    return {"toy": _toy, "score": _score, "intervene": _intervene, "plot": _plot}[args.measure](args)
+    return {"toy": _toy, "score": _score, "intervene": _intervene, "grid": _grid, "plot": _plot}[args.measures](args)
 
 
 def _toy(args: argparse.Namespace) -> int:
@@ -143,6 +154,24 @@ def _intervene(args: argparse.Namespace) -> int:
     _write(args, value)
     _print_intervene(value)
     print(f"all numbers: {args.json}")
+    return 0
+
+
+def _grid(args: argparse.Namespace) -> int:
+    from playserve_trainer.causality.cells import MEASURES, measure_cells
+    from playserve_trainer.grid.folder import GridFolder
+
+    chosen = tuple(args.measure or MEASURES)
+    with _bar("causality of cells") as progress:
+        measure_cells(
+            GridFolder(args.folder), cells=args.cell, measures=chosen, seed=args.seed, device=args.device,
+            progress=progress,
+        )  # fmt: skip
+    for measure in chosen:
+        files = args.folder / "causality" / measure
+        print(
+            f"{measure}: {files}; draw it with `playserve causality plot {files}/*.json --x unique_samples --out DIR`"
+        )
     return 0
 
 
