@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,7 +21,20 @@ from playserve.errors import StepFailedError
 from playserve_services.inference.staging import Array
 from playserve_trainer.models.policy import StateTensor
 
-__all__ = ["InstructionCache"]
+__all__ = ["GivenInstructions", "InstructionCache", "Instructions"]
+
+
+class Instructions(Protocol):
+    """What a runtime asks for the embeddings of its rows' instructions."""
+
+    def get(self, text: str) -> Array:
+        """Return the embedding of a text, [*shape]."""
+
+    def prepare(self, text: str) -> None:
+        """Do what takes time for a text, in a thread that may wait."""
+
+    def knows(self, text: str) -> bool:
+        """Return whether :meth:`get` takes no time."""
 
 
 class InstructionCache:
@@ -79,3 +93,29 @@ class InstructionCache:
             while len(self._arrays) > self._capacity:
                 self._arrays.popitem(last=False)
         return array
+
+
+class GivenInstructions:
+    """Embeddings that come with a batch, instead of texts: the text of row 3 is then "3". One thread.
+
+    Args:
+        layout: Shape and dtype of an embedding.
+    """
+
+    def __init__(self, layout: StateTensor) -> None:
+        self._nothing = np.zeros(layout.shape, torch.empty(0, dtype=layout.dtype).numpy().dtype)
+        self.rows: Array | None = None
+
+    def get(self, text: str) -> Array:
+        """Return the embedding of a row; zeros while there are none, as when a policy warms up."""
+        if self.rows is None:
+            return self._nothing
+        found: Array = self.rows[int(text)]
+        return found
+
+    def prepare(self, text: str) -> None:
+        """Do nothing."""
+
+    def knows(self, text: str) -> bool:
+        """Return True."""
+        return True

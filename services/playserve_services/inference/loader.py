@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -28,9 +29,22 @@ from playserve_trainer import checkpoint
 from playserve_trainer.models.policy import Policy
 from playserve_trainer.store import CheckpointStore, Entry
 
-__all__ = ["PolicyLoader", "RuntimeFactory"]
+__all__ = ["Factory", "PolicyLoader", "RuntimeFactory"]
 
 _log = logging.getLogger(__name__)
+
+
+class Factory(Protocol):
+    """Makes versions that are ready to play, out of what a store has."""
+
+    def read(self, store: CheckpointStore, entry: Entry, cache: Path) -> tuple[Policy, PolicySpec]:
+        """Return the policy of a version as :meth:`make` wants it, and its spec. Any thread."""
+
+    def pool(self, policy: Policy, name: str = "") -> SlotPool:
+        """Return the slots of a policy's layout. Event loop's thread."""
+
+    def make(self, spec: PolicySpec, policy: Policy, pool: SlotPool) -> LoadedPolicy:
+        """Return a warm version. A thread that may wait."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -46,6 +60,7 @@ class RuntimeFactory:
         graphs: One graph for each bucket, see `TorchRuntime`.
         compiler: Backend of torch.compile.
         session_bytes: Most memory of one pool; None: see `SessionMemory`.
+        translates: See `TorchRuntime`.
         pools: By layout digest.
     """
 
@@ -57,6 +72,7 @@ class RuntimeFactory:
     graphs: GraphMode = "off"
     compiler: str = "inductor"
     session_bytes: int | None = None
+    translates: bool = True
     pools: dict[str, SlotPool] = dataclasses.field(default_factory=dict)
 
     def pool(self, policy: Policy, name: str = "") -> SlotPool:
@@ -73,8 +89,18 @@ class RuntimeFactory:
             self.pools[digest] = SlotPool(digest, layout, capacity, self.device)
         return self.pools[digest]
 
+    def read(self, store: CheckpointStore, entry: Entry, cache: Path) -> tuple[Policy, PolicySpec]:
+        """Return the policy of a version as :meth:`make` wants it, and its spec. Raises as the store."""
+        folder = store.fetch(entry.policy, entry.version, cache)
+        policy, manifest = checkpoint.load(folder, device=torch.device(self.device))
+        return policy, dataclasses.replace(manifest.policy_spec(), name=entry.policy, version=entry.version)
+
     def make(self, spec: PolicySpec, policy: Policy, pool: SlotPool) -> LoadedPolicy:
         """Return a warm version, its weights made for play. May run in any thread: it touches the scratch slot only."""
+        return LoadedPolicy(self.make_runtime(spec, policy, pool))
+
+    def make_runtime(self, spec: PolicySpec, policy: Policy, pool: SlotPool) -> TorchRuntime:
+        """Return what runs it; see :meth:`make`."""
         prepared = policy.prepare_for_play("bfloat16" if self.autocast else "float32")
         autocast = self.autocast and not prepared
         runtime = TorchRuntime(
@@ -86,9 +112,10 @@ class RuntimeFactory:
             autocast=autocast,
             graphs=self.graphs,
             compiler=self.compiler,
+            translates=self.translates,
         )
         runtime.warm_up()
-        return LoadedPolicy(runtime)
+        return runtime
 
 
 class PolicyLoader:
@@ -105,7 +132,7 @@ class PolicyLoader:
     def __init__(
         self,
         catalog: Catalog,
-        factory: RuntimeFactory,
+        factory: Factory,
         store: CheckpointStore | None = None,
         keep_versions: int = 4,
         on_ready: Callable[[LoadedPolicy], None] = lambda policy: None,
@@ -230,10 +257,7 @@ class PolicyLoader:
 
     def _read(self, entry: Entry) -> tuple[Policy, PolicySpec]:
         assert self._store is not None  # noqa: S101 - the caller checked
-        folder = self._store.fetch(entry.policy, entry.version, self._cache_dir)
-        policy, manifest = checkpoint.load(folder, device=torch.device(self._factory.device))
-        spec = dataclasses.replace(manifest.policy_spec(), name=entry.policy, version=entry.version)
-        return policy, spec
+        return self._factory.read(self._store, entry, self._cache_dir)
 
     def _add(self, policy: LoadedPolicy) -> None:
         self._catalog.add(policy)

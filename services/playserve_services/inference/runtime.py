@@ -27,7 +27,7 @@ from playserve_services.inference.graphs import (
     StepFunction,
     Steps,
 )
-from playserve_services.inference.instructions import InstructionCache
+from playserve_services.inference.instructions import GivenInstructions, InstructionCache, Instructions
 from playserve_services.inference.sampling import BatchSampler, StaticSampler, uniforms
 from playserve_services.inference.slots import SlotPool
 from playserve_services.inference.staging import OUTPUT, Array, Computed, Field, Staged, Staging
@@ -103,8 +103,13 @@ class Rows:
 class Runtime(Protocol):
     """Runs one policy version."""
 
-    spec: PolicySpec
-    pool: SlotPool
+    @property
+    def spec(self) -> PolicySpec:
+        """Spec of the version, with name and version."""
+
+    @property
+    def pool(self) -> SlotPool:
+        """The slots of its layout."""
 
     def run(self, rows: Sequence[Row], want_log_prob: bool) -> Rows:
         """Advance the rows' slots by one frame each, and draw actions. A slot appears at most once."""
@@ -139,6 +144,8 @@ class TorchRuntime:
         graphs: `cuda` captures, and `compile` compiles, one graph for each bucket while warming up; a policy for
             which that fails is computed without. Both need buckets.
         compiler: Backend of torch.compile.
+        translates: Whether desktop actions and instructions are translated here; else rows bring what was executed as
+            numbers and embeddings of instructions, and what was drawn is not decoded.
     """
 
     def __init__(
@@ -152,6 +159,7 @@ class TorchRuntime:
         autocast: bool = False,
         graphs: GraphMode = "off",
         compiler: str = "inductor",
+        translates: bool = True,
     ) -> None:
         self.spec = spec
         self.pool = pool
@@ -164,7 +172,7 @@ class TorchRuntime:
             raise BadSettingError(f"graphs {graphs!r} need batch buckets: a graph has one batch size")
         self._max_batch = max_batch
         self._heads = num_heads(spec, policy)
-        self._decoder = DesktopDecoder.of(spec, policy, self._heads)
+        self._decoder = DesktopDecoder.of(spec, policy, self._heads) if translates else None
         self._autocast = autocast
         for tensor in spec.inputs:
             if -1 in tensor.shape:
@@ -172,14 +180,18 @@ class TorchRuntime:
         self._observations = [tensor.name for tensor in spec.inputs]
         self._context = check_context(spec, policy.context_inputs())
         self._input_names = [*self._observations, *self._context]
-        self.instructions = (
-            InstructionCache(policy.embed_instruction, self._context[INSTRUCTION], 2 * pool.capacity + 1)
-            if INSTRUCTION in self._context
-            else None
-        )
+        self.instructions = self._instructions(policy, translates)
         self._static = graphs != "off" or self._device.type != "cpu"
         self._steps = self._make_steps(graphs, compiler)
         self.staging = Staging(self._fields(), self._buckets[-1] if self._buckets else max_batch, self._device)
+
+    def _instructions(self, policy: Policy, translates: bool) -> Instructions | None:
+        layout = self._context.get(INSTRUCTION)
+        if layout is None:
+            return None
+        if not translates:
+            return GivenInstructions(layout)
+        return InstructionCache(policy.embed_instruction, layout, 2 * self.pool.capacity + 1)
 
     def _fields(self) -> list[Field]:
         fields = [Field(_INPUT + t.name, t.shape, t.numpy_dtype) for t in self.spec.inputs]

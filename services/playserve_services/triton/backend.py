@@ -1,0 +1,130 @@
+"""What Triton's Python backend calls; `model.py` in a model repository imports one of the two classes.
+
+Only here is `triton_python_backend_utils` known, which exists in Triton's own process alone. Tensors come and go by
+DLPack: its own conversion to numpy is built against numpy 1, and under numpy 2 it repeats the first element.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from playserve.errors import PlayserveError
+from playserve.specs import PolicySpec
+from playserve_services.inference.loader import RuntimeFactory
+from playserve_services.inference.staging import Array
+from playserve_services.triton.host import HostSettings, SlotHost
+from playserve_services.triton.sequences import Sequences, SequenceStep
+from playserve_trainer import checkpoint
+from playserve_trainer.models.policy import INSTRUCTION
+
+__all__ = ["BatchModel", "SequenceModel"]
+
+_log = logging.getLogger(__name__)
+
+
+def _utils() -> Any:
+    import triton_python_backend_utils
+
+    return triton_python_backend_utils
+
+
+def _settings(args: Mapping[str, str]) -> tuple[HostSettings, dict[str, Any]]:
+    config = json.loads(args["model_config"])
+    given = {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
+    return HostSettings.from_parameters(given), config
+
+
+def _tensor(utils: Any, name: str, array: Array) -> Any:
+    """Return Triton's tensor of an array; by torch, whose capsules it knows how to let go."""
+    return utils.Tensor.from_dlpack(name, torch.from_numpy(np.require(array, requirements=("C", "W"))))
+
+
+class BatchModel:
+    """Answers whole batches of a front; see :mod:`.tensors`."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Begin; no version is loaded before a front asks for it."""
+        settings, config = _settings(args)
+        self._host = SlotHost(settings)
+        self._inputs = [tensor["name"] for tensor in config["input"]]
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """Answer every request in the order in which they came."""
+        utils = _utils()
+        return [self._answer(utils, request) for request in requests]
+
+    def _answer(self, utils: Any, request: Any) -> Any:
+        arrays: dict[str, Array] = {}
+        for name in self._inputs:
+            tensor = utils.get_input_tensor_by_name(request, name)
+            if tensor is not None:
+                arrays[name] = np.from_dlpack(tensor)
+        try:
+            answer = self._host.answer(arrays, json.loads(request.parameters() or "{}"))
+        except PlayserveError as error:
+            return utils.InferenceResponse(error=utils.TritonError(f"{error.reason}: {error}"))
+        except Exception as error:  # noqa: BLE001 - logged, and told to whom it concerns
+            _log.exception("a batch failed")
+            return utils.InferenceResponse(error=utils.TritonError(f"{type(error).__name__}: {error}"))
+        return utils.InferenceResponse([_tensor(utils, name, array) for name, array in answer.items()])
+
+    def finalize(self) -> None:
+        """End."""
+        self._host.close()
+
+
+class SequenceModel:
+    """Plays sequences of plain Triton clients on the checkpoint that lies beside `model.py`."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Load the checkpoint."""
+        settings, _ = _settings(args)
+        folder = Path(args["model_repository"]) / args["model_version"] / "checkpoint"
+        factory = RuntimeFactory(
+            slots=settings.slots, max_batch=settings.max_batch,
+            buckets=[settings.max_batch] if settings.fixed_batch else None, device=settings.device,
+            autocast=settings.precision == "bfloat16",
+        )  # fmt: skip
+        policy, manifest = checkpoint.load(folder, device=settings.device)
+        self._spec: PolicySpec = manifest.policy_spec()
+        runtime = factory.make_runtime(self._spec, policy, factory.pool(policy, settings.policy))
+        self._sequences = Sequences(runtime)
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """Advance the sequences of all requests in one batch."""
+        utils = _utils()
+        found = self._sequences.step([self._step(utils, request) for request in requests])
+        return [
+            utils.InferenceResponse(error=utils.TritonError(f"{outputs.reason}: {outputs}"))
+            if isinstance(outputs, PlayserveError)
+            else utils.InferenceResponse([_tensor(utils, name, array[None]) for name, array in outputs.items()])
+            for outputs in found
+        ]
+
+    def _step(self, utils: Any, request: Any) -> SequenceStep:
+        def read(name: str) -> Array | None:
+            tensor = utils.get_input_tensor_by_name(request, name)
+            return None if tensor is None else np.from_dlpack(tensor)[0]
+
+        control = {name: read(name) for name in ("START", "END", "CORRID")}
+        text, seed = read(INSTRUCTION), read("seed")
+        parameters = json.loads(request.parameters() or "{}")
+        return SequenceStep(
+            sequence=int(np.asarray(control["CORRID"]).item()),
+            start=bool(np.asarray(control["START"]).item()),
+            end=bool(np.asarray(control["END"]).item()),
+            inputs={tensor.name: read(tensor.name) for tensor in self._spec.inputs},  # type: ignore[misc]
+            instruction="" if text is None else text.tobytes().decode(errors="replace"),
+            seed=None if seed is None else int(seed.item()),
+            argmax=bool(parameters.get("argmax", False)),
+        )
+
+    def finalize(self) -> None:
+        """End; the process goes, and all memory with it."""
