@@ -20,9 +20,8 @@ from playserve.specs import PolicySpec
 from playserve_services.inference.loader import RuntimeFactory
 from playserve_services.inference.staging import Array
 from playserve_services.triton.host import HostSettings, SlotHost
-from playserve_services.triton.sequences import Sequences, SequenceStep
+from playserve_services.triton.sequences import TEXT, Sequences, SequenceStep
 from playserve_trainer import checkpoint
-from playserve_trainer.models.policy import INSTRUCTION
 
 __all__ = ["BatchModel", "SequenceModel"]
 
@@ -114,7 +113,7 @@ class SequenceModel:
             return None if tensor is None else np.from_dlpack(tensor)[0]
 
         control = {name: read(name) for name in ("START", "END", "CORRID")}
-        text, seed = read(INSTRUCTION), read("seed")
+        text, seed = read(TEXT), read("seed")
         parameters = json.loads(request.parameters() or "{}")
         return SequenceStep(
             sequence=int(np.asarray(control["CORRID"]).item()),

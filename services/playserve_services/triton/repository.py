@@ -29,6 +29,7 @@ from playserve.files import write_text
 from playserve.specs import DesktopActionSpec, PolicySpec
 from playserve_services.inference.decoding import num_heads
 from playserve_services.triton.host import HostSettings
+from playserve_services.triton.sequences import TEXT
 from playserve_services.triton.tensors import BLOB, CONTROL, INPUT, OUTPUT, ROW_TENSORS
 from playserve_trainer import checkpoint
 from playserve_trainer.checkpoint import MANIFEST_NAME, WEIGHTS_NAME
@@ -113,7 +114,7 @@ def _sequence_config(settings: HostSettings, spec: PolicySpec, policy: Policy) -
         if not tensor.shape:
             config.input[-1].reshape.SetInParent()  # Triton has no tensor without a dimension
     if INSTRUCTION in policy.context_inputs():
-        _input(config, INSTRUCTION, "UINT8", (-1,))  # UTF-8
+        _input(config, TEXT, "UINT8", (-1,))  # UTF-8
         config.input[-1].allow_ragged_batch = True
     _input(config, "seed", "UINT64", (1,))
     _output(config, "action", "INT64", (heads,))

@@ -7,19 +7,24 @@ when there is none. What is executed is taken to be what was answered.
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from playserve.actions import Action, DesktopAction
 from playserve.errors import StateError
 from playserve_services.inference.runtime import Row, TorchRuntime
 from playserve_services.inference.sampling import derive_seed
 from playserve_services.inference.slots import SlotLease
 from playserve_services.inference.staging import Array
 
-__all__ = ["SequenceStep", "Sequences"]
+__all__ = ["TEXT", "SequenceStep", "Sequences"]
+
+#: Input of a sequence that holds its instruction, UTF-8.
+TEXT = "instruction"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +101,7 @@ class Sequences:
                 if result.log_probs is not None:
                     outputs["log_prob"] = result.log_probs[i].astype(np.float32)
                 if result.decoded is not None:
-                    outputs["desktop_action"] = np.frombuffer(str(result.decoded[i]).encode(), np.uint8)
+                    outputs["desktop_action"] = _as_json(result.decoded[i])
                 found[place] = outputs
                 if step.end:
                     self._leave(step.sequence)
@@ -122,3 +127,11 @@ class Sequences:
         state = self._open.pop(sequence, None)
         if state is not None:
             state.lease.pool.release(state.lease)
+
+
+def _as_json(action: Action) -> Array:
+    """Return a desktop action as a JSON object, its UTF-8 in bytes: keys, buttons, mouse_dx_px, mouse_dy_px, scroll."""
+    assert isinstance(action, DesktopAction)  # noqa: S101 - only such are decoded
+    value = {name: getattr(action, name) for name in ("mouse_dx_px", "mouse_dy_px", "scroll")}
+    value |= {"keys": sorted(action.keys), "buttons": sorted(action.buttons)}
+    return np.frombuffer(json.dumps(value).encode(), np.uint8)
