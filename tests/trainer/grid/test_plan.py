@@ -150,3 +150,10 @@ def test_a_plan_may_grow_but_not_change_what_was_begun(tmp_path: Path) -> None:
     other = make_plan(Study(**{**_fields(study), "batch": Batch(steps_at_least=10**9)}), _measure)
     with pytest.raises(StateError, match="of another plan"):
         folder.write_plan(other)
+    # Windows that are centred anew leave some sizes out: what they left stays, and is no hindrance.
+    folder.write_plan(make_plan(Study(**{**_fields(study), "size": Sizes(dial="width", values=(8, 16))}), _measure))
+    assert plan.runs[0].name not in {run.name for run in folder.plan().runs}
+    # When the size comes back, it has to be what it was.
+    folder.write_plan(plan)
+    with pytest.raises(StateError, match="of another plan"):
+        folder.write_plan(other)

@@ -87,10 +87,12 @@ class GridFolder:
         return parse(Plan, value, str(self.root / "plan.json"))
 
     def write_plan(self, plan: Plan) -> None:
-        """Write the plan; one that is there already may grow, but what was trained under it stays what it is.
+        """Write the plan; one that is there already may grow or be centred anew: what was trained stays what it is.
+
+        The cells of a run that the new plan leaves out stay where they are, and in the laws.
 
         Raises:
-            StateError: A run that was begun is not in the new plan, or differs in it.
+            StateError: A run that was begun differs in the new plan, or it has other data or another held-out set.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         with suppress(NotFoundError):
@@ -102,8 +104,7 @@ class GridFolder:
         for run in before.runs:
             if not self.run(run.name).exists():
                 continue
-            new = names.get(run.name)
-            same = new is not None and _identity(new) == _identity(run)
+            same = _identity(names.get(run.name, run)) == _identity(run)
             if not same or before.study.evaluation != after.study.evaluation or before.data != after.data:
                 raise StateError(
                     f"{self.root} holds the run {run.name} of another plan (its settings, its data or its held-out set "
