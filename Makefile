@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # `play` is not among them: pynput needs evdev, which has no wheel and so needs a C compiler and kernel headers. It is
 # tried afterwards; without it the tests of the desktop client are skipped by name.
-EXTRAS ?= envs,train,serve,text,laws
+EXTRAS ?= envs,train,serve,control,text,laws
 PIP_VERSION := 26.3
 # More arguments for pip, for example --extra-index-url https://download.pytorch.org/whl/cpu for the small torch.
 PIP_ARGS ?=
@@ -47,6 +47,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS) \
 		-e '.[play]' >$(VENV)/play.log 2>&1 || \
 		echo "Left out: playserve[play], the desktop client (pynput needs a C compiler and kernel headers; $(VENV)/play.log)"
+	@$(BIN)/python deploy/dev/unpack_triton.py --out $(VENV)/triton 2>$(VENV)/triton.log || \
+		echo "Left out: a real Triton server for the tests that want one ($(VENV)/triton.log)"
 	@$(BIN)/python -m pip check
 	@touch $(STAMP)
 
@@ -70,6 +72,8 @@ lint: $(STAMP) ## ruff and the import floors.
 types: $(STAMP) ## mypy, strict, on the four packages and the tools.
 	$(BIN)/mypy
 	$(BIN)/mypy deploy/dev
+	MYPYPATH=deploy:deploy/grafana:deploy/images $(BIN)/mypy deploy/fleet.py deploy/chart_schema.py \
+		deploy/upgrade_check.py deploy/grafana/make.py deploy/images/build.py
 
 fix: $(STAMP) ## Formats, and mends what ruff can mend.
 	$(BIN)/ruff check --fix .

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 import platform
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ __all__ = [
     "ClientSettings",
     "Tls",
     "TlsConfig",
+    "is_loopback_target",
     "new_route",
     "stream_was_lost",
 ]
@@ -88,6 +90,35 @@ def _pem(path: Path | None) -> bytes | None:
     return data
 
 
+def _header(api_key: str) -> str:
+    """Return a key as a header can hold it; gRPC's own complaint would quote it."""
+    text = api_key.strip()
+    if not (text.isascii() and text.isprintable()) or " " in text:
+        raise BadSettingError("the API key or token holds characters that no key has")
+    return text
+
+
+def is_loopback_target(address: str) -> bool:
+    """Return whether what is sent to an address of gRPC's stays on this machine."""
+    if address.startswith(("unix:", "unix-abstract:")):
+        return True
+    scheme, slashes, rest = address.partition(":///")
+    target = rest if slashes and scheme in ("dns", "passthrough") else address.removeprefix("dns:")
+    if target.startswith(("ipv4:", "ipv6:")):
+        target = target[5:]
+    if "," in target:  # several addresses
+        return all(is_loopback_target(part) for part in target.split(","))
+    host = target[1:].partition("]")[0] if target.startswith("[") else target
+    if not target.startswith("[") and host.count(":") == 1:
+        host = host.partition(":")[0]
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def new_route() -> str:
     """Return a routing key for a new session or rollout."""
     return secrets.token_hex(8)
@@ -99,27 +130,44 @@ class ClientSettings:
 
     Attributes:
         address: "host:port".
-        api_key: Key for servers that want one.
+        api_key: Key or token for servers that want one.
         tls: See :data:`Tls`.
+        allow_insecure_key: Send the key over plain text to other machines, too, where others can read it.
         timeout_s: Longest wait for any answer, unless the call says otherwise.
         codecs: Packings to offer besides raw, best first; JPEG is lossy.
         max_message_bytes: Largest message to take.
     """
 
     address: str
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)
     tls: Tls = False
+    allow_insecure_key: bool = False
     timeout_s: float = DEFAULT_TIMEOUT_S
     codecs: tuple[Codec, ...] = ()
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
 
-    def credentials(self) -> grpc.ChannelCredentials | None:
-        """Return the credentials to dial with; None: plain text."""
+    def credentials(self, target: str = "") -> grpc.ChannelCredentials | None:
+        """Return the credentials to dial with; None: plain text.
+
+        Args:
+            target: What is dialled; empty: `address`. A session may have moved to a server elsewhere.
+
+        Raises:
+            BadSettingError: A file cannot be read, or the key would be sent in plain text to another machine.
+        """
         if self.tls is True:
             return grpc.ssl_channel_credentials()
         if isinstance(self.tls, TlsConfig):
             return self.tls.credentials()
-        return self.tls or None
+        if self.tls:
+            return self.tls
+        target = target or self.address
+        if self.api_key and not self.allow_insecure_key and not is_loopback_target(target):
+            raise BadSettingError(
+                f"a key for {target} would cross the network in plain text; dial with TLS (tls, --tls), or say "
+                "allow_insecure_key (--insecure-key) if that is meant"
+            )
+        return None
 
     def options(self) -> list[tuple[str, Any]]:
         """Return the channel options. Frames are never compressed by gRPC: that costs more than it saves."""
@@ -147,7 +195,7 @@ class ClientSettings:
         """
         if not (policy.isascii() and policy.isprintable()):
             policy = ""  # no header can hold it, and no server has it: that is the server's to say
-        pairs = (("authorization", f"Bearer {self.api_key}" if self.api_key else ""), (POLICY_KEY, policy),
+        pairs = (("authorization", f"Bearer {_header(self.api_key)}" if self.api_key else ""), (POLICY_KEY, policy),
                  (ROUTE_KEY, route))  # fmt: skip
         return tuple((key, value) for key, value in pairs if value)
 

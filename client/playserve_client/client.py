@@ -31,11 +31,15 @@ class PolicyClient:
 
     Args:
         address: "host:port".
-        api_key: Key for servers that want one.
+        api_key: Key or token for servers that want one.
         tls: False for plain text, True for the system's roots, or a `TlsConfig` (or gRPC's own credentials).
         timeout_s: Longest wait for any answer, unless the call says otherwise.
         codecs: Packings to offer besides raw, best first; used where server and policy take them. JPEG is lossy.
         max_message_bytes: Largest message to take.
+        allow_insecure_key: Send the key over plain text to other machines, too, where others can read it.
+
+    Raises:
+        BadSettingError: The key would be sent over plain text to another machine.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class PolicyClient:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         codecs: Sequence[Codec] = (),
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+        allow_insecure_key: bool = False,
     ) -> None:
         self._settings = ClientSettings(
             address=address,
@@ -55,6 +60,7 @@ class PolicyClient:
             timeout_s=timeout_s,
             codecs=tuple(codecs),
             max_message_bytes=max_message_bytes,
+            allow_insecure_key=allow_insecure_key,
         )
         self._channels: dict[str, grpc.Channel] = {}
         self._open: set[Session | Rollout] = set()
@@ -223,7 +229,7 @@ class PolicyClient:
     def _dial(self, address: str | None) -> PolicyServiceStub:
         target = address or self._settings.address
         if target not in self._channels:
-            credentials, options = self._settings.credentials(), self._settings.options()
+            credentials, options = self._settings.credentials(target), self._settings.options()
             self._channels[target] = (
                 grpc.insecure_channel(target, options)
                 if credentials is None

@@ -32,6 +32,7 @@ r"""Every error that playserve raises on purpose, with its gRPC code and its doc
     ├── ExhaustedError           RESOURCE_EXHAUSTED   try again later
     │   ├── NoFreeSlotError          NO_FREE_SLOT
     │   ├── QueueFullError           QUEUE_FULL
+    │   ├── QuotaExceededError       QUOTA_EXCEEDED
     │   └── MessageTooLargeError     MESSAGE_TOO_LARGE
     ├── SessionEndedError        ABORTED              this session is over; open another
     │   ├── SessionExpiredError      SESSION_EXPIRED
@@ -42,7 +43,8 @@ r"""Every error that playserve raises on purpose, with its gRPC code and its doc
     │   └── NotReadyError            NOT_READY
     ├── AccessError              PERMISSION_DENIED
     │   ├── AccessDeniedError        PERMISSION_DENIED
-    │   └── UnauthenticatedError     UNAUTHENTICATED      (code UNAUTHENTICATED)
+    │   ├── UnauthenticatedError     UNAUTHENTICATED      (code UNAUTHENTICATED)
+    │   └── AccessEndedError         ACCESS_ENDED         (code UNAUTHENTICATED)
     ├── UnsupportedError         UNIMPLEMENTED
     │   └── NotImplementedHereError  NOT_IMPLEMENTED
     ├── TimeoutExceededError     DEADLINE_EXCEEDED    (client side; no reason on the wire)
@@ -65,14 +67,14 @@ from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
 __all__ = [
-    "DOMAIN", "REASONS", "AccessDeniedError", "AccessError", "AlreadyOpenError", "BadActionError", "BadRowError",
-    "BadSettingError", "CancelledError", "CodecNotNegotiatedError", "DTypeMismatchError", "DataLossError",
-    "DecodeError", "DrainingError", "EngineFailedError", "EpisodeReusedError", "ExecutedUnknownError",
+    "DOMAIN", "REASONS", "AccessDeniedError", "AccessEndedError", "AccessError", "AlreadyOpenError", "BadActionError",
+    "BadRowError", "BadSettingError", "CancelledError", "CodecNotNegotiatedError", "DTypeMismatchError",
+    "DataLossError", "DecodeError", "DrainingError", "EngineFailedError", "EpisodeReusedError", "ExecutedUnknownError",
     "ExhaustedError", "FrameTooLargeError", "InputMissingError", "InputUnknownError", "InvalidRequestError",
     "LayoutMismatchError", "MalformedMessageError", "MessageTooLargeError", "NoFreeSlotError", "NotFoundError",
     "NotImplementedHereError", "NotOpenError", "NotReadyError", "OutOfBoundsError", "PlayserveError",
-    "PolicyNotFoundError", "QueueFullError", "RateMismatchError", "SeqNotIncreasingError", "ServerFault",
-    "ServerUnavailableError", "SessionClosedError", "SessionEndedError", "SessionExpiredError",
+    "PolicyNotFoundError", "QueueFullError", "QuotaExceededError", "RateMismatchError", "SeqNotIncreasingError",
+    "ServerFault", "ServerUnavailableError", "SessionClosedError", "SessionEndedError", "SessionExpiredError",
     "SessionNotFoundError", "ShapeMismatchError", "SizeMismatchError", "StateError", "StepFailedError",
     "SupersededError", "TimeoutExceededError", "UnauthenticatedError", "UnsupportedError", "VersionNotFoundError",
     "from_rpc_error", "from_status", "to_status",
@@ -277,6 +279,12 @@ class QueueFullError(ExhaustedError):
     reason = "QUEUE_FULL"
 
 
+class QuotaExceededError(ExhaustedError):
+    """The caller's key may not have more of this at once, or a second."""
+
+    reason = "QUOTA_EXCEEDED"
+
+
 class MessageTooLargeError(ExhaustedError):
     """A message is larger than the receiver accepts (raised by gRPC itself, so without ErrorInfo)."""
 
@@ -342,6 +350,13 @@ class UnauthenticatedError(AccessError):
 
     code = grpc.StatusCode.UNAUTHENTICATED
     reason = "UNAUTHENTICATED"
+
+
+class AccessEndedError(AccessError):
+    """The caller's key was revoked, or it expired, while its session ran."""
+
+    code = grpc.StatusCode.UNAUTHENTICATED
+    reason = "ACCESS_ENDED"
 
 
 class UnsupportedError(PlayserveError):

@@ -1,4 +1,4 @@
-"""A real Triton server on a model repository, out of what `deploy/dev/unpack_triton.py` unpacked; skips by name without it."""
+"""A real Triton server on a model repository, as `deploy/dev/unpack_triton.py` unpacks it; skips by name without one."""
 
 from __future__ import annotations
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from playserve.errors import BadSettingError
-from playserve_client.commands.dialing import add_tls_arguments
+from playserve_client.commands.dialing import add_dial_arguments
 
 __all__ = ["SUMMARY", "configure", "run"]
 
@@ -58,7 +57,7 @@ def _add_options(parser: argparse.ArgumentParser, *, top: bool) -> None:
     add("--window", metavar="TITLE", help="the game's window, by its title or a part of it")
     add("--region", metavar="X,Y,W,H", help="or a part of the screen, and the window that lies there")
     add("--codec", default="raw", choices=["raw", "lz4", "jpeg"], help="packing of frames; jpeg is lossy (default raw)")
-    add_tls_arguments(add)
+    add_dial_arguments(add)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -66,11 +65,11 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "doctor":
         from playserve_client.commands.play_doctor import examine
 
-        return examine(args, os.environ.get("PLAYSERVE_API_KEY"))
+        return examine(args)
     from playserve_client.commands.playing import play
 
     if bool(args.window) == bool(args.region):
         raise BadSettingError("what to play: give --window TITLE or --region X,Y,W,H")
     if not args.policy:
         raise BadSettingError("who plays: give --policy NAME")
-    return play(args, os.environ.get("PLAYSERVE_API_KEY"))
+    return play(args)

@@ -43,7 +43,7 @@ class Finding:
     advice: str = ""
 
 
-def examine(args: argparse.Namespace, api_key: str | None) -> int:
+def examine(args: argparse.Namespace) -> int:
     """Print findings; 1 where one of them keeps a policy from playing, else 0."""
     findings: list[Finding] = []
     numbers: dict[str, Any] = {}
@@ -77,9 +77,9 @@ def examine(args: argparse.Namespace, api_key: str | None) -> int:
         check("window", lambda: _window(args, here))
     spec: list[PolicySpec] = []
     if args.policy:
-        check("server", lambda: _server(args, api_key, spec, numbers))
+        check("server", lambda: _server(args, spec, numbers))
     else:
-        check("server", lambda: _servers(args, api_key))
+        check("server", lambda: _servers(args))
     if platform:
         check("rate", lambda: _rate(args, platform[0], spec[0] if spec else None, numbers))
     report = {"findings": [asdict(finding) for finding in findings], "numbers": numbers}
@@ -178,17 +178,15 @@ def _window(args: argparse.Namespace, platform: Platform) -> Finding:
     return Finding("window", None, f"{found}: {target.reason}", "nothing is captured or pressed until it is in front")
 
 
-def _servers(args: argparse.Namespace, api_key: str | None) -> Finding:
-    with open_client(args, api_key) as client:
+def _servers(args: argparse.Namespace) -> Finding:
+    with open_client(args) as client:
         policies = client.list_policies(timeout_s=5.0)
     names = ", ".join(sorted({info.spec.name for info in policies}))
     return Finding("server", True, f"{args.server} serves {names or 'nothing'}", "give --policy NAME to check one")
 
 
-def _server(
-    args: argparse.Namespace, api_key: str | None, spec: list[PolicySpec], numbers: dict[str, Any]
-) -> list[Finding]:
-    with open_client(args, api_key) as client:
+def _server(args: argparse.Namespace, spec: list[PolicySpec], numbers: dict[str, Any]) -> list[Finding]:
+    with open_client(args) as client:
         info = client.get_policy(args.policy, args.version, timeout_s=5.0)
         spec.append(info.spec)
         action = desktop_action_of(info.spec)

@@ -21,7 +21,7 @@ from playserve_client.actuate import BUTTONS, KEYS, Actuator, Backend, DryRunBac
 from playserve_client.actuate.watchdog import Watchdog
 from playserve_client.capture import Platform, choose_window, detect_platform, open_capture, open_windows, parse_region
 from playserve_client.client import PolicyClient
-from playserve_client.commands.dialing import tls_of
+from playserve_client.commands.dialing import dial_options
 from playserve_client.play.core import PlayCore, Rules
 from playserve_client.play.memory import keep_freed_memory
 from playserve_client.play.player import Player
@@ -56,13 +56,13 @@ def open_scene(args: argparse.Namespace, platform: Platform) -> Scene:
     return Scene(windows, open_capture(), choose_window(windows.windows(), args.window))
 
 
-def open_client(args: argparse.Namespace, api_key: str | None) -> PolicyClient:
+def open_client(args: argparse.Namespace) -> PolicyClient:
     """Return a client of --server."""
     codecs = {"raw": (), "lz4": (Codec.LZ4,), "jpeg": (Codec.JPEG,)}[args.codec]
-    return PolicyClient(args.server, api_key=api_key, tls=tls_of(args), codecs=codecs)
+    return PolicyClient(args.server, codecs=codecs, **dial_options(args))
 
 
-def play(args: argparse.Namespace, api_key: str | None) -> int:
+def play(args: argparse.Namespace) -> int:
     """Play until somebody ends it."""
     sampling = Sampling(
         mode=SamplingMode.ARGMAX if args.argmax else SamplingMode.SAMPLE,
@@ -76,7 +76,7 @@ def play(args: argparse.Namespace, api_key: str | None) -> int:
     platform = detect_platform()
     scene = open_scene(args, platform)
     with contextlib.ExitStack() as stack:
-        client = stack.enter_context(open_client(args, api_key))
+        client = stack.enter_context(open_client(args))
         spec = client.get_policy(args.policy, args.version).spec
         Eye(spec)
         rate_hz = spec.rate_hz or args.rate

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 from playserve.specs import DiscreteActionSpec
 from playserve_client.client import PolicyClient
-from playserve_client.commands.dialing import add_tls_arguments, tls_of
+from playserve_client.commands.dialing import add_dial_arguments, dial_options
 from playserve_client.results import PolicyInfo
 
 SUMMARY = "list the policies of a server"
@@ -19,17 +18,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument("--server", default="127.0.0.1:50051", metavar="HOST:PORT", help="default: %(default)s")
     parser.add_argument("--prefix", default="", help="only policies whose name starts with this")
-    add_tls_arguments(parser.add_argument)
+    add_dial_arguments(parser.add_argument)
     parser.add_argument("--timeout", type=float, default=10.0, metavar="SECONDS", help="default: %(default)s")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the full specs there, too")
-    parser.epilog = "A key is read from the environment variable PLAYSERVE_API_KEY."
 
 
 def run(args: argparse.Namespace) -> int:
     """Print one line a version."""
-    with PolicyClient(
-        args.server, api_key=os.environ.get("PLAYSERVE_API_KEY"), tls=tls_of(args), timeout_s=args.timeout
-    ) as client:
+    with PolicyClient(args.server, timeout_s=args.timeout, **dial_options(args)) as client:
         policies = client.list_policies(args.prefix)
     if args.json is not None:
         args.json.write_text(json.dumps([as_json(info) for info in policies], indent=2) + "\n")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from playserve.errors import BadSettingError
-from playserve_client.commands.dialing import add_tls_arguments, tls_of
+from playserve_client.commands.dialing import add_dial_arguments, dial_options
 from playserve_client.commands.pairs import json_pairs
 from playserve_client.workers import sigterm_interrupts
 
@@ -84,7 +84,7 @@ def _add_options(parser: argparse.ArgumentParser, *, top: bool) -> None:
     )
     add("--reconnect-s", default=60.0, type=float, help="how long the server may be away (default 60)")
     add("--codec", default="raw", choices=["raw", "lz4"], help="packing of observations (default raw)")
-    add_tls_arguments(add)
+    add_dial_arguments(add)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -107,8 +107,7 @@ def run(args: argparse.Namespace) -> int:
         workers=args.workers if args.workers is not None else os.cpu_count() or 1,
         reconnect_s=args.reconnect_s,
         record=args.record,
-        api_key=os.environ.get("PLAYSERVE_API_KEY"),
-        tls=tls_of(args),
+        **dial_options(args),
         codecs=(Codec.LZ4,) if args.codec == "lz4" else (),
         notes=choice.notes,
         knowledge=choice.knowledge,

@@ -45,6 +45,7 @@ class RunOptions:
         record: Episodes to film.
         api_key: Key of the server, if it wants one.
         tls: Whether, and how, to dial with TLS.
+        allow_insecure_key: Send the key over plain text to another machine, too.
         codecs: Packings to offer.
         notes: Lines for the report.
         knowledge: Content of the file that baselines draw from; the settings hold its digest.
@@ -59,6 +60,7 @@ class RunOptions:
     record: int = 0
     api_key: str | None = None
     tls: Tls = False
+    allow_insecure_key: bool = False
     codecs: tuple[Codec, ...] = ()
     notes: tuple[str, ...] = ()
     knowledge: bytes = b""
@@ -129,7 +131,13 @@ def _play(settings: Settings, options: RunOptions, journal: Journal, state: _Sta
             )
         )
         client = stack.enter_context(
-            PolicyClient(options.server, api_key=options.api_key, tls=options.tls, codecs=options.codecs)
+            PolicyClient(
+                options.server,
+                api_key=options.api_key,
+                allow_insecure_key=options.allow_insecure_key,
+                tls=options.tls,
+                codecs=options.codecs,
+            )
         )
         tags = Tags()
         try:

@@ -35,7 +35,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--admin-port", type=int, help="port of AdminService (default: not served)")
     add("--metrics-port", type=int, help="HTTP port of /metrics (default: not served)")
     add("--health-port", type=int, help="port for health probes only (default: not served)")
-    add("--insecure-listen", action="store_true", default=None, help="listen beyond loopback without TLS and keys")
+    add("--insecure-listen", action="store_true", default=None, help="listen beyond loopback without TLS or keys")
+    _add_security(parser)
+    _add_registry(parser)
     add("--device", help="torch device (default cpu)")
     add("--threads", type=int, help="threads of one computation on a CPU (default 1)")
     add("--precision", choices=["float32", "bfloat16"], help="of the computation (default float32)")
@@ -69,6 +71,38 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--poll-s", type=float, help="how often to look at the store (default 1)")
     add("--keep-versions", type=int, help="versions of a policy that stay loaded (default 4)")
     add("--log-format", choices=["text", "json"], help="lines for people or for programs (default text)")
+
+
+def _add_security(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("who may call")
+    add = group.add_argument
+    add("--tls-cert", metavar="FILE", help="certificate chain of the gRPC ports (PEM); read again when it changes")
+    add("--tls-key", metavar="FILE", help="its private key")
+    add("--tls-client-ca", metavar="FILE", help="mutual TLS: callers must show a certificate of these authorities")
+    add(
+        "--tls-client-scopes",
+        metavar="SCOPES",
+        help="scopes of callers with a certificate and no key (default: play,rollout, or none where there are keys)",
+    )
+    add("--keys", metavar="FILE", help="file of API keys (playserve keys issue); read again when it changes")
+    add("--jwt-issuer", metavar="ISS", help="take JSON Web Tokens of this issuer")
+    add("--jwt-audience", metavar="AUD", help="audience that they must name")
+    add("--jwt-jwks", metavar="FILE|URL", help="the issuer's public keys")
+    add("--jwt-leeway-s", type=float, help="how far the issuer's clock may be off (default 10, at most 25)")
+    add("--anonymous", action="store_true", default=None, help="serve callers without a key, too, for play and rollout")
+
+
+def _add_registry(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("in a fleet")
+    add = group.add_argument
+    add("--registry", metavar="URL", help="follow the registry of this control plane: keys, aliases, canaries, drains")
+    add("--registry-key-file", metavar="FILE", help="file with the API key for it")
+    add("--registry-ca", metavar="FILE", help="authorities to trust for it instead of the system's (PEM)")
+    add("--registry-cache", metavar="FILE", help="keeps its last view, to start from when it is down")
+    add("--registry-poll-s", type=float, help="how often to ask (default 2)")
+    add("--replica", metavar="NAME", help="name of this server in the fleet (default: the host's)")
+    add("--advertise", metavar="HOST:PORT", help="where clients reach this server (default: what it listens on)")
+    add("--advertise-admin", metavar="HOST:PORT", help="where the control plane reaches AdminService")
 
 
 def _factory(text: str) -> tuple[str, Callable[[], Any]]:

@@ -18,22 +18,23 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
 from playserve.errors import ServerUnavailableError
-from playserve.v1 import (
-    admin_service_pb2,
-    admin_service_pb2_grpc,
-    policy_service_pb2,
-    policy_service_pb2_grpc,
-    state_transfer_service_pb2,
-    state_transfer_service_pb2_grpc,
-)
+from playserve.v1 import admin_service_pb2_grpc, policy_service_pb2_grpc, state_transfer_service_pb2_grpc
+from playserve_services.inference.access import end_revoked
 from playserve_services.inference.admin import AdminServicer, StateTransferServicer
 from playserve_services.inference.catalog import Catalog, LoadedPolicy
+from playserve_services.inference.computing import make_computing
 from playserve_services.inference.core import InferenceCore
 from playserve_services.inference.embedding import EmbedSoon
-from playserve_services.inference.engine import ThreadEngine
-from playserve_services.inference.graphs import resolve_graphs
-from playserve_services.inference.loader import PolicyLoader, RuntimeFactory
+from playserve_services.inference.loader import PolicyLoader
 from playserve_services.inference.metrics import Metrics
+from playserve_services.inference.replica import Replica
+from playserve_services.inference.security import (
+    ADMIN_SERVICE,
+    POLICY_SERVICE,
+    TRANSFER_SERVICE,
+    Security,
+    SecurityMetrics,
+)
 from playserve_services.inference.servicer import PolicyServicer
 from playserve_services.inference.settings import ServeSettings
 from playserve_trainer.models.policy import Policy
@@ -42,17 +43,9 @@ from playserve_trainer.store import CheckpointStore
 __all__ = ["InferenceServer"]
 
 _log = logging.getLogger(__name__)
-_POLICY_SERVICE = policy_service_pb2.DESCRIPTOR.services_by_name["PolicyService"].full_name
-_ADMIN_SERVICE = admin_service_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
-_TRANSFER_SERVICE = state_transfer_service_pb2.DESCRIPTOR.services_by_name["StateTransferService"].full_name
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _FIRST_TEXT = "Go on."
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-
-
-def _anonymous(context: grpc.aio.ServicerContext[Any, Any]) -> str:
-    """Everybody is the same principal until keys are set up; the settings keep the server on loopback till then."""
-    return "anonymous"
 
 
 class InferenceServer:
@@ -68,6 +61,7 @@ class InferenceServer:
         self._policies = dict(policies or {})
         self.catalog = Catalog()
         self.metrics = Metrics(lambda: self.catalog)
+        self._security_metrics = SecurityMetrics(self.metrics.registry, follows=bool(settings.registry))
         self.core = InferenceCore(self.catalog, settings.limits(), self.metrics, time.monotonic_ns, self._defer)
         self.port = 0
         self.admin_port = 0
@@ -86,6 +80,7 @@ class InferenceServer:
         try:
             await self._start()
         except BaseException:
+            await self._cancel_tasks()
             await self._exit.aclose()
             raise
         return self
@@ -97,16 +92,8 @@ class InferenceServer:
     async def _start(self) -> None:
         settings = self._settings
         torch.set_num_threads(settings.threads)
-        loop = asyncio.get_running_loop()
-        engine = ThreadEngine(
-            self.core.on_result,
-            loop.call_soon_threadsafe,
-            self._engine_died,
-            # A GPU's step ends in a wait, which is no work for the loop's thread.
-            inline_s=settings.inline_ms / 1e3 if settings.device == "cpu" else 0.0,
-        )
+        engine, factory = await make_computing(settings, self.core.on_result, self._engine_died, self._exit)
         self.core.attach_engine(engine)
-        self._exit.push_async_callback(loop.run_in_executor, None, engine.close)
         decoders = ThreadPoolExecutor(2, thread_name_prefix="playserve-decode")
         self._exit.callback(decoders.shutdown)
         # One is enough: embedding a text takes every core that the library can get.
@@ -114,57 +101,55 @@ class InferenceServer:
         self._exit.callback(embedders.shutdown, cancel_futures=True)
         self.loader = PolicyLoader(
             self.catalog,
-            RuntimeFactory(
-                slots=settings.slots,
-                session_bytes=settings.session_bytes,
-                max_batch=settings.max_batch,
-                buckets=self._buckets(),
-                device=settings.device,
-                autocast=settings.precision == "bfloat16",
-                graphs=resolve_graphs(settings.graphs, settings.device),
-            ),
+            factory,
             CheckpointStore(settings.store) if settings.store else None,
             settings.keep_versions,
             self._policy_ready,
         )
         self._exit.callback(self.loader.close)
         self.core.embed_soon = EmbedSoon(embedders)
-        servicer = PolicyServicer(self.core, self.loader, _anonymous, decoders, embedders, settings.max_message_bytes)
+        self.security = Security(settings, self._security_metrics)
+        replica = None
+        if settings.registry:
+            replica = Replica(
+                settings, self.core, self.loader, self.security.ring, self._security_metrics, self.start_drain
+            )
+            await replica.start()  # its keys are needed before anybody calls
+        servicer = PolicyServicer(
+            self.core, self.loader, self.security.gate.caller, decoders, embedders, settings.max_message_bytes
+        )
         await self._listen(servicer)
+        # From now on somebody may play, though not everything is loaded yet.
+        self._tasks = [asyncio.create_task(self.security.watch(lambda: end_revoked(self.core)))]
         await self._set_health("liveness", serving=True)
         await self._set_health("readiness", serving=False)
         for name, make in self._policies.items():
             await self.loader.add_policy(name, make())
         await self.loader.refresh()
         self.loader.ready = True
-        self._tasks = [
+        if replica is not None:
+            await replica.settle()
+            self._tasks += replica.run(self.port, self.admin_port)
+        self._tasks += [
             asyncio.create_task(self.loader.watch(settings.poll_s)),
             asyncio.create_task(self._ticker()),
         ]
         await self._set_health("readiness", serving=True)
         await self._set_health("", serving=True)
 
-    def _buckets(self) -> list[int] | None:
-        settings = self._settings
-        if settings.fixed_batch:
-            return [settings.max_batch]
-        if settings.device == "cpu" and resolve_graphs(settings.graphs, settings.device) == "off":
-            return None
-        sizes = [1 << i for i in range((settings.max_batch - 1).bit_length())]
-        return [*sizes, settings.max_batch]
-
     async def _listen(self, servicer: PolicyServicer) -> None:
         settings = self._settings
         main = self._server()
         policy_service_pb2_grpc.add_PolicyServiceServicer_to_server(servicer, main)
         state_transfer_service_pb2_grpc.add_StateTransferServiceServicer_to_server(StateTransferServicer(), main)
-        self.port = await self._serve(main, settings.port, (_POLICY_SERVICE, _TRANSFER_SERVICE))
+        self.port = await self._serve(main, settings.port, (POLICY_SERVICE, TRANSFER_SERVICE))
         if settings.admin_port is not None:
             admin = self._server()
             admin_service_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(self.core, self.start_drain), admin)
-            self.admin_port = await self._serve(admin, settings.admin_port, (_ADMIN_SERVICE,))
+            self.admin_port = await self._serve(admin, settings.admin_port, (ADMIN_SERVICE,))
         if settings.health_port is not None:
-            self.health_port = await self._serve(self._server(), settings.health_port, ())
+            # Kubelets have no certificates and no keys; there is nothing here but health.
+            self.health_port = await self._serve(self._server(guarded=False), settings.health_port, (), guarded=False)
         if settings.metrics_port is not None:
             try:
                 http, thread = start_http_server(settings.metrics_port, settings.host, self.metrics.registry)
@@ -177,9 +162,10 @@ class InferenceServer:
             self._exit.callback(http.server_close)
             self._exit.callback(http.shutdown)
 
-    def _server(self) -> grpc.aio.Server:
+    def _server(self, *, guarded: bool = True) -> grpc.aio.Server:
         size = self._settings.max_message_bytes
         return grpc.aio.server(
+            interceptors=[self.security.gate] if guarded else [],
             options=[
                 ("grpc.max_receive_message_length", size),
                 ("grpc.max_send_message_length", size),
@@ -189,16 +175,21 @@ class InferenceServer:
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.keepalive_time_ms", 30_000),
                 ("grpc.keepalive_timeout_ms", 10_000),
-            ]
+            ],
         )
 
-    async def _serve(self, server: grpc.aio.Server, port: int, services: tuple[str, ...]) -> int:
+    async def _serve(
+        self, server: grpc.aio.Server, port: int, services: tuple[str, ...], *, guarded: bool = True
+    ) -> int:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         host = self._settings.host
         address = f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
         try:
-            bound = server.add_insecure_port(address)
+            if guarded and self.security.tls is not None:
+                bound = server.add_secure_port(address, self.security.tls.credentials())
+            else:
+                bound = server.add_insecure_port(address)
         except RuntimeError as error:
             raise ServerUnavailableError(f"cannot listen on {address}: {error}") from error
         await server.start()
@@ -211,12 +202,15 @@ class InferenceServer:
             await self._set_health("readiness", serving=False)
         self.core.start_drain()
         self.core.end_all()
+        await self._cancel_tasks()
+        await asyncio.sleep(0)  # let the streams write their last words
+        await self._exit.aclose()
+
+    async def _cancel_tasks(self) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
-        await asyncio.sleep(0)  # let the streams write their last words
-        await self._exit.aclose()
 
     def start_drain(self, grace_s: float | None = None) -> None:
         """Take no new sessions; :meth:`run` returns when the last one has ended or the grace is over."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from playserve.errors import PolicyNotFoundError, VersionNotFoundError
 from playserve.specs import PolicyKind, PolicySpec
@@ -12,7 +14,12 @@ from playserve_services.inference.runtime import Runtime
 from playserve_services.inference.slots import SlotPool
 from playserve_services.inference.timemodel import TimeModel
 
-__all__ = ["Catalog", "LoadedPolicy"]
+if TYPE_CHECKING:
+    from playserve_services.registry_view import PolicyView
+
+__all__ = ["Catalog", "LoadedPolicy", "canary_share"]
+
+_STABLE, _CANDIDATE = "stable", "candidate"
 
 
 @dataclass(slots=True, eq=False)
@@ -60,12 +67,22 @@ def version_key(version: str) -> tuple[int, int, str]:
     return (1, int(version), "") if version.isdecimal() else (0, 0, version)
 
 
+def canary_share(policy: str, seed: int) -> float:
+    """Return where in 0..1 a session falls; those under the canary's weight get the candidate.
+
+    Of its seed alone: an evaluation that is run again meets the same versions, and a growing weight moves nobody back.
+    """
+    digest = hashlib.sha256(f"{policy}/{seed}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2.0**64
+
+
 class Catalog:
     """Loaded versions by policy name and version. Event loop's thread only."""
 
     def __init__(self) -> None:
         self._policies: dict[str, dict[str, LoadedPolicy]] = {}
         self._aliases: dict[str, dict[str, str]] = {}
+        self._views: Mapping[str, PolicyView] = {}
 
     def __iter__(self) -> Iterator[LoadedPolicy]:
         """Iterate by name, then by version, newest first."""
@@ -89,14 +106,37 @@ class Catalog:
         """Replace the aliases of a policy: alias to version."""
         self._aliases[name] = dict(aliases)
 
+    def follow(self, views: Mapping[str, PolicyView]) -> None:
+        """Take the registry's word on aliases and canaries. A policy that it knows has its aliases, and no others."""
+        self._views = dict(views)
+
+    def _aliases_by(self, name: str) -> Mapping[str, str]:
+        view = self._views.get(name)
+        return self._aliases.get(name, {}) if view is None else view.aliases
+
+    def choose(self, name: str, version: str, seed: int | None) -> str:
+        """Return the version that a new session with this seed is to be opened with; without a seed: no candidate.
+
+        Where the registry has a stable version, that is what is meant when none is asked for; a share of those sessions
+        gets the candidate, as soon as it is loaded: nobody waits for it, and a damaged one is nobody's.
+        """
+        view = self._views.get(name)
+        if view is None or version not in ("", _STABLE) or _STABLE not in view.aliases:
+            return version
+        candidate = view.aliases.get(_CANDIDATE)
+        if candidate is not None and seed is not None and candidate in self._policies.get(name, {}):
+            in_canary = canary_share(name, seed) < view.canary_weight
+            return candidate if in_canary else view.aliases[_STABLE]
+        return view.aliases[_STABLE]
+
     def aliases_of(self, policy: LoadedPolicy) -> list[str]:
         """Return the aliases that point at a version."""
-        pairs = self._aliases.get(policy.spec.name, {}).items()
+        pairs = self._aliases_by(policy.spec.name).items()
         return sorted(alias for alias, version in pairs if version == policy.spec.version)
 
     def version_of(self, name: str, version: str) -> str:
         """Return the version that an alias points at, else `version` itself."""
-        return self._aliases.get(name, {}).get(version, version)
+        return self._aliases_by(name).get(version, version)
 
     def versions(self, name: str) -> list[LoadedPolicy]:
         """Return the loaded versions of a policy, newest first."""

@@ -112,6 +112,7 @@ def result_message(answer: Answer, now_ns: int) -> ps.PlayResponse:
         for dropped in answer.dropped:
             message.dropped.add(
                 seq=dropped.seq,
+                # The wire has no reason of its own for a step over the quota (`dropped.shed`); a newer one has come.
                 reason=ps.DROP_REASON_STALE if dropped.stale else ps.DROP_REASON_SUPERSEDED,
                 in_memory=dropped.in_memory,
             )

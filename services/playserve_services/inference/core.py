@@ -10,7 +10,7 @@ import logging
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from playserve.errors import (
     AccessDeniedError,
@@ -18,6 +18,7 @@ from playserve.errors import (
     EngineFailedError,
     NoFreeSlotError,
     PlayserveError,
+    QuotaExceededError,
     SessionClosedError,
     SessionExpiredError,
     SessionNotFoundError,
@@ -25,6 +26,7 @@ from playserve.errors import (
     SupersededError,
 )
 from playserve_services.inference import transfer
+from playserve_services.inference.access import give_back, hand_over, lease_slots
 from playserve_services.inference.batcher import Batcher
 from playserve_services.inference.catalog import Catalog, LoadedPolicy
 from playserve_services.inference.dispatch import PlannedSlot, plan_batch
@@ -40,6 +42,9 @@ from playserve_services.inference.sessions import (
     Settings,
     Slot,
 )
+
+if TYPE_CHECKING:
+    from playserve_services.auth.gate import Caller
 
 __all__ = ["CoreLimits", "InferenceCore", "OpenRequest"]
 
@@ -65,6 +70,7 @@ class OpenRequest:
     policy: LoadedPolicy
     principal: str
     settings: Settings
+    caller: Caller | None = None
     num_slots: int = 1
     live: bool = False
     follow: bool = False
@@ -146,6 +152,7 @@ class InferenceCore:
 
         Raises:
             DrainingError: The server takes no new sessions.
+            AccessEndedError, QuotaExceededError: See :func:`lease_slots`.
             NoFreeSlotError: Not enough slots.
         """
         if self.draining:
@@ -153,9 +160,9 @@ class InferenceCore:
         if self.engine_dead:
             raise EngineFailedError("the engine of this server has failed")
         try:
-            leases = request.policy.pool.allocate(request.num_slots)
-        except NoFreeSlotError:
-            self.metrics.refused(request.policy.spec.name, NoFreeSlotError.reason)
+            leases = lease_slots(request.policy, request.num_slots, request.caller, rollout=request.rollout)
+        except (NoFreeSlotError, QuotaExceededError) as error:
+            self.metrics.refused(request.policy.spec.name, error.reason)
             raise
         now_ns = self._clock_ns()
         session = Session(
@@ -165,6 +172,7 @@ class InferenceCore:
             live=request.live,
             follow=request.follow,
             rollout=request.rollout,
+            caller=request.caller,
             rate_hz=request.rate_hz,
             settings=request.settings,
             opened_ns=now_ns,
@@ -195,6 +203,7 @@ class InferenceCore:
         self._by_token.pop(session.resume_token, None)
         self._live_open -= session.live
         session.policy.sessions -= 1
+        give_back(session)
         self.metrics.ended(session, reason)
         on_end, session.sink, session.on_end, session.on_step_error = session.on_end, None, None, None
         if on_end is not None:
@@ -224,18 +233,21 @@ class InferenceCore:
         for slot in session.slots:
             slot.drop_waiting()
 
-    def resume(self, token: bytes, principal: str) -> Session:
+    def resume(self, token: bytes, principal: str, caller: Caller | None = None) -> Session:
         """Give a session to a new stream. Its slots may still be busy: wait with :meth:`when_idle`.
 
         Raises:
             SessionNotFoundError: No session has that token; it may have expired.
             AccessDeniedError: It belongs to somebody else.
+            AccessEndedError, QuotaExceededError: See :func:`hand_over`.
         """
         session = self._by_token.get(token)
         if session is None:
             raise SessionNotFoundError("no session has that resume token; it may have ended or expired")
         if session.principal != principal:
             raise AccessDeniedError("that session belongs to somebody else")
+        if caller is not None:
+            hand_over(session, caller)
         if session.state is SessionState.OPEN:
             # The old stream may be half dead without our knowing: the newer one wins.
             on_end = session.on_end

@@ -52,6 +52,8 @@ def plan_batch(policy: LoadedPolicy, slots: Sequence[Slot], now_ns: int, metrics
             want_log_prob |= frame.settings.log_prob
             rounds[number].append(_row(slot, frame))
         planned.append(plan)
+        if len(plan.dropped) > 1:  # those over the quota are noted when the next one comes
+            plan.dropped.sort(key=lambda step: step.seq)
         if not plan.frames[-1].observe_only:  # its answer reports them; what is dropped from now on comes after it
             slot.dropped = []
     model = policy.time_model

@@ -68,6 +68,7 @@ class _PolicyMetrics:
         self.frames = metrics.frames.labels(policy)
         self.dropped = metrics.frames_dropped.labels(policy)
         self.stale = metrics.frames_stale.labels(policy)
+        self.shed = metrics.frames_shed.labels(policy)
         self.misses = metrics.deadline_misses.labels(policy)
         self.age = metrics.frame_age.labels(policy)
         self.decode = metrics.decode_time.labels(policy)
@@ -129,6 +130,7 @@ class Metrics:
         self.frames = counter("frames", "Frames that were answered.")
         self.frames_dropped = counter("frames_dropped", "Frames without an answer, because a newer one had arrived.")
         self.frames_stale = counter("frames_stale", "Frames without an answer, because their budget was over.")
+        self.frames_shed = counter("frames_shed", "Live frames left out, because the caller's key was over its quota.")
         self.deadline_misses = counter("deadline_misses", "Answers later than one period of the session's rate.")
         self.errors = counter("errors", "Errors told to clients.", "reason")
         self.frame_age = histogram("frame_age_seconds", "Age of a frame since its arrival when its computation began.")
@@ -170,6 +172,10 @@ class Metrics:
     def dropped(self, session: Session, count: int) -> None:
         """Count frames that a newer one displaced."""
         self._of(session.policy.spec.name).dropped.inc(count)
+
+    def shed(self, session: Session) -> None:
+        """Count a frame that was over the quota."""
+        self._of(session.policy.spec.name).shed.inc()
 
     def stale(self, session: Session) -> None:
         """Count a frame whose budget was over."""

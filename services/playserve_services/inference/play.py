@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
@@ -22,14 +23,18 @@ from playserve.errors import (
     StepFailedError,
 )
 from playserve.settings import Consent, Pace, VersionPolicy, check_instruction
+from playserve.specs import Merge
 from playserve.v1 import policy_service_pb2 as ps
 from playserve.v1 import types_pb2 as pb
+from playserve_services.auth.gate import Caller
 from playserve_services.inference import convert
+from playserve_services.inference.access import over_quota, shed
 from playserve_services.inference.core import InferenceCore, OpenRequest
 from playserve_services.inference.embedding import embed
 from playserve_services.inference.inbox import next_message
 from playserve_services.inference.loader import PolicyLoader
 from playserve_services.inference.outbox import Outbox, abort
+from playserve_services.inference.runtime import Array
 from playserve_services.inference.sessions import Answer, Arrival, Frame, Session
 
 __all__ = ["PlayStream"]
@@ -49,7 +54,7 @@ class PlayStream:
         core: Owns the session.
         loader: Finds the policy.
         context: The stream.
-        principal: Who calls.
+        caller: Who calls.
         decoders: Threads that unpack JPEG.
         embedders: Threads that embed instructions.
         max_message_bytes: What Opened announces.
@@ -60,7 +65,7 @@ class PlayStream:
         core: InferenceCore,
         loader: PolicyLoader,
         context: grpc.aio.ServicerContext[Any, Any],
-        principal: str,
+        caller: Caller,
         decoders: Executor,
         embedders: Executor,
         max_message_bytes: int,
@@ -68,7 +73,7 @@ class PlayStream:
         self._core = core
         self._loader = loader
         self._context = context
-        self._principal = principal
+        self._caller = caller
         self._decoders = decoders
         self._embedders = embedders
         self._configuring: list[asyncio.Task[None]] = []  # changes that are not in force yet, oldest first
@@ -78,6 +83,7 @@ class PlayStream:
         self._decoder: Decoder | None = None
         self._has_jpeg = False
         self._takes_instruction = False
+        self._sums = False  # some input of a step that is left out goes to the next one
         self._attached = False
 
     async def run(self) -> None:
@@ -131,7 +137,7 @@ class PlayStream:
             raise NotOpenError(f"the first message must be Open; {came} came")
         message: ps.Open = request.open
         if message.resume_token:
-            session = self._core.resume(message.resume_token, self._principal)
+            session = self._core.resume(message.resume_token, self._caller.name, self._caller)
             session.codecs = frozenset(negotiate(message.codecs, session.policy.spec.inputs))
             self._attach(session)
             idle: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -142,7 +148,9 @@ class PlayStream:
             return
         live = Pace.from_proto(message.pace) is Pace.LIVE
         follow = VersionPolicy.from_proto(message.version_policy) is VersionPolicy.FOLLOW
-        policy = await self._loader.acquire(message.policy, message.version)
+        seed = message.seed if message.HasField("seed") else secrets.randbits(63)
+        version = self._core.catalog.choose(message.policy, message.version, seed)
+        policy = await self._loader.acquire(message.policy, version)
         sampling = message.sampling if message.HasField("sampling") else None
         consent = message.consent if message.HasField("consent") else None
         settings = convert.open_settings(sampling, message.extras, message.instruction, consent)
@@ -150,12 +158,13 @@ class PlayStream:
         session = self._core.open(
             OpenRequest(
                 policy=policy,
-                principal=self._principal,
+                principal=self._caller.name,
+                caller=self._caller,
                 settings=settings,
                 live=live,
                 follow=follow,
                 rate_hz=convert.live_rate(policy, message.rate_hz, live),
-                seed=message.seed if message.HasField("seed") else None,
+                seed=seed,
                 episode_id=message.episode_id,
                 client=message.client,
                 codecs=frozenset(negotiate(message.codecs, policy.spec.inputs)),
@@ -170,6 +179,7 @@ class PlayStream:
         self._decoder = Decoder(session.policy.spec.inputs, session.codecs, self._max_message_bytes)
         self._has_jpeg = pb.CODEC_JPEG in session.codecs
         self._takes_instruction = session.policy.spec.takes_instruction
+        self._sums = any(spec.merge is Merge.SUM for spec in session.policy.spec.inputs)
         session.on_end = self._ended
 
     def _current(self) -> Session | None:
@@ -251,6 +261,10 @@ class PlayStream:
         if slot.last_answer is not None and slot.last_answer.frame.seq == step.seq:
             self._answer([slot.last_answer])
             return
+        too_many = over_quota(session, arrived_ns)
+        if too_many and not self._sums:  # not worth unpacking
+            shed(self._core, slot, self._frame(session, step, {}, arrived_ns))
+            return
         if self._has_jpeg and any(tensor.codec == pb.CODEC_JPEG for tensor in step.inputs):
             loop = asyncio.get_running_loop()
             inputs = await loop.run_in_executor(self._decoders, self._decoder.decode_step, step.inputs)
@@ -262,6 +276,17 @@ class PlayStream:
             await self._read_again(session)
             if self._current() is None:
                 return
+        frame = self._frame(session, step, inputs, arrived_ns)
+        if too_many:
+            shed(self._core, slot, frame)
+            return
+        if self._core.arrive(slot, frame) is Arrival.REPEATED and slot.last_answer is not None:
+            self._answer([slot.last_answer])
+            return
+        self._core.pump_soon()
+
+    @staticmethod
+    def _frame(session: Session, step: ps.Step, inputs: Mapping[str, Array], arrived_ns: int) -> Frame:
         frame = Frame(
             seq=step.seq,
             episode_id=step.episode_id,
@@ -276,10 +301,7 @@ class PlayStream:
         if step.budget_us:
             frame.budget = True
             frame.deadline_ns = arrived_ns + step.budget_us * 1000
-        if self._core.arrive(slot, frame) is Arrival.REPEATED and slot.last_answer is not None:
-            self._answer([slot.last_answer])
-            return
-        self._core.pump_soon()
+        return frame
 
     async def _read_again(self, session: Session) -> None:
         """Embed the instruction in force once more: so many others were read since that it was forgotten."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -24,6 +25,7 @@ from playserve.errors import (
 from playserve.settings import check_instruction
 from playserve.v1 import policy_service_pb2 as ps
 from playserve.v1 import types_pb2 as pb
+from playserve_services.auth.gate import Caller
 from playserve_services.inference import convert
 from playserve_services.inference.core import InferenceCore, OpenRequest
 from playserve_services.inference.decoding import Executed
@@ -47,14 +49,14 @@ class RolloutStream:
         core: InferenceCore,
         loader: PolicyLoader,
         context: grpc.aio.ServicerContext[Any, Any],
-        principal: str,
+        caller: Caller,
         embedders: Executor,
         max_message_bytes: int,
     ) -> None:
         self._core = core
         self._loader = loader
         self._context = context
-        self._principal = principal
+        self._caller = caller
         self._embedders = embedders
         self._max_message_bytes = max_message_bytes
         self._outbox = Outbox(context)
@@ -105,17 +107,20 @@ class RolloutStream:
         message: ps.RolloutOpen = request.open
         if message.num_envs < 1:
             raise BadSettingError(f"num_envs {message.num_envs}, wanted at least 1")
-        policy = await self._loader.acquire(message.policy, message.version)
+        seed = message.seed if message.HasField("seed") else secrets.randbits(63)
+        version = self._core.catalog.choose(message.policy, message.version, seed)
+        policy = await self._loader.acquire(message.policy, version)
         session = self._core.open(
             OpenRequest(
                 policy=policy,
-                principal=self._principal,
+                principal=self._caller.name,
+                caller=self._caller,
                 settings=convert.open_settings(
                     message.sampling if message.HasField("sampling") else None, message.extras
                 ),
                 num_slots=message.num_envs,
                 rollout=True,
-                seed=message.seed if message.HasField("seed") else None,
+                seed=seed,
                 client=message.client,
                 # JPEG packs one image; rows are stacked.
                 codecs=frozenset(negotiate(message.codecs, policy.spec.inputs)) - {pb.CODEC_JPEG},

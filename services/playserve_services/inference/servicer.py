@@ -11,6 +11,7 @@ import grpc
 from playserve.errors import PlayserveError
 from playserve.v1 import policy_service_pb2 as ps
 from playserve.v1 import policy_service_pb2_grpc
+from playserve_services.auth.gate import Caller
 from playserve_services.inference.catalog import version_key
 from playserve_services.inference.core import InferenceCore
 from playserve_services.inference.loader import PolicyLoader
@@ -29,7 +30,7 @@ class PolicyServicer(policy_service_pb2_grpc.PolicyServiceServicer):
     Args:
         core: Owns the sessions.
         loader: Finds policies.
-        principal_of: Says who calls; raises AccessError.
+        caller: Says who makes the call that is being served.
         decoders: Threads that unpack JPEG.
         embedders: Threads that embed instructions.
         max_message_bytes: Largest message.
@@ -39,29 +40,28 @@ class PolicyServicer(policy_service_pb2_grpc.PolicyServiceServicer):
         self,
         core: InferenceCore,
         loader: PolicyLoader,
-        principal_of: Callable[[Context], str],
+        caller: Callable[[], Caller],
         decoders: Executor,
         embedders: Executor,
         max_message_bytes: int,
     ) -> None:
         self._core = core
         self._loader = loader
-        self._principal_of = principal_of
+        self._caller = caller
         self._decoders = decoders
         self._embedders = embedders
         self._max_message_bytes = max_message_bytes
 
     async def Play(self, request_iterator: Any, context: Context) -> None:  # type: ignore[override]
         """Serve one session."""
-        principal = self._principal_of(context)
         await PlayStream(
-            self._core, self._loader, context, principal, self._decoders, self._embedders, self._max_message_bytes
+            self._core, self._loader, context, self._caller(), self._decoders, self._embedders, self._max_message_bytes
         ).run()
 
     async def Rollout(self, request_iterator: Any, context: Context) -> None:  # type: ignore[override]
         """Serve one evaluator's environments."""
         await RolloutStream(
-            self._core, self._loader, context, self._principal_of(context), self._embedders, self._max_message_bytes
+            self._core, self._loader, context, self._caller(), self._embedders, self._max_message_bytes
         ).run()
 
     async def ListPolicies(self, request: ps.ListPoliciesRequest, context: Context) -> ps.ListPoliciesResponse:
@@ -77,7 +77,9 @@ class PolicyServicer(policy_service_pb2_grpc.PolicyServiceServicer):
     async def GetPolicy(self, request: ps.GetPolicyRequest, context: Context) -> ps.GetPolicyResponse:
         """Return one version."""
         try:
-            policy = await self._loader.acquire(request.policy, request.version)
+            # Without a version: the one that most sessions get. A canary is a matter of chance, and of Open.
+            version = self._core.catalog.choose(request.policy, request.version, seed=None)
+            policy = await self._loader.acquire(request.policy, version)
         except PlayserveError as error:
             self._core.metrics.error("", error.reason)  # a caller's text must not become a label
             await abort(context, error)

@@ -19,7 +19,7 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -37,11 +37,15 @@ from playserve_services.inference.decoding import Executed
 from playserve_services.inference.runtime import Array
 from playserve_services.inference.slots import SlotLease
 
+if TYPE_CHECKING:
+    from playserve_services.auth.gate import Caller
+
 __all__ = [
     "Answer", "Arrival", "DroppedStep", "EndReason", "Frame", "Session", "SessionState", "Settings", "Slot",
 ]  # fmt: skip
 
 _NO_DEADLINE = 1 << 62
+_MOST_SHED = 1024
 
 
 class SessionState(enum.Enum):
@@ -73,6 +77,7 @@ class EndReason(enum.Enum):
     DRAINED = "drained"
     ENGINE_FAILED = "engine_failed"
     STREAM_LOST = "stream_lost"
+    ACCESS_ENDED = "access_ended"
     MOVED = "moved"
 
 
@@ -93,12 +98,21 @@ class Settings:
 
 @dataclass(slots=True)
 class DroppedStep:
-    """A step without an answer of its own: whether for its age (else for a newer one), whether remembered."""
+    """A step without an answer of its own.
+
+    Attributes:
+        seq: Of the step.
+        stale: Whether for its age; else a newer one came, or it was over the quota.
+        in_memory: Whether it is remembered all the same.
+        ticks: Game ticks since the step before it.
+        shed: Whether it was over the quota.
+    """
 
     seq: int
     stale: bool
     in_memory: bool
     ticks: int
+    shed: bool = False
 
 
 @dataclass(slots=True)
@@ -111,6 +125,7 @@ class Frame:
         episode_seed: Seed if it begins an episode; None: the slot's goes on.
         inputs: Decoded arrays by name.
         ticks: Game ticks since the frame before it.
+        shed_ticks: Those of frames right before it that were over the quota.
         arrived_ns: Monotonic clock.
         decode_ns: Time it took to unpack.
         deadline_ns: Monotonic clock after which the answer is late.
@@ -138,6 +153,7 @@ class Frame:
     executed: Executed = None
     executed_known: bool = False
     executed_told: bool = False
+    shed_ticks: int = 0
 
 
 class Arrival(enum.Enum):
@@ -145,6 +161,7 @@ class Arrival(enum.Enum):
 
     QUEUED = "queued"
     REPEATED = "repeated"
+    SHED = "shed"
 
 
 @dataclass(slots=True)
@@ -194,7 +211,7 @@ class Slot:
     __slots__ = (
         "busy", "counter", "dropped", "entered_seq", "entered_ticks", "episode_id", "fresh", "last_action",
         "last_answer", "lease", "missed_ticks", "pending_executed", "pending_seed", "queue", "queued", "row", "seed",
-        "seen_episode", "seen_seq", "session",
+        "seen_episode", "seen_seq", "session", "shed", "shed_steps",
     )  # fmt: skip
 
     def __init__(self, lease: SlotLease, session: Session, row: int, episode_id: int, seed: int) -> None:
@@ -218,13 +235,21 @@ class Slot:
         self.pending_executed: tuple[int, Executed] | None = None  # for the frame after this seq
         self.pending_seed: tuple[int, int | None] | None = None  # (episode, seed) of a Reset, until a step enters
         self.dropped: list[DroppedStep] = []
+        self.shed: Frame | None = None  # the last frame over the quota, until one that is not inherits from it
+        self.shed_steps: list[DroppedStep] = []  # to be reported with the answer to that one
 
     def ready(self) -> bool:
         """Whether it can be put into a batch now."""
         return bool(self.queue) and not self.busy
 
-    def arrive(self, frame: Frame, max_in_flight: int) -> Arrival:
+    def arrive(self, frame: Frame, max_in_flight: int, *, over_quota: bool = False) -> Arrival:
         """Take a frame into the mailbox by the rules of the session's pace and the policy's gap rule.
+
+        Args:
+            frame: The frame.
+            max_in_flight: Most that may wait where none may be dropped.
+            over_quota: It is left out of the memory, and reported as dropped; what was executed before it, and what of
+                its inputs sums up, goes to the next frame. Only where frames may be dropped.
 
         Raises:
             SeqNotIncreasingError: seq is not higher than the last, and no repeat of the last answered step.
@@ -255,10 +280,28 @@ class Slot:
         self.pending_executed = None
         self.seen_seq = frame.seq
         self.seen_episode = frame.episode_id
+        if self.shed is not None:
+            self._inherit(self.shed, frame)
+            frame.shed_ticks = self.shed.ticks + self.shed.shed_ticks
+            self.shed = None
+        if over_quota:
+            self._shed(frame)
+            return Arrival.SHED
         if session.live:
             self._make_room(frame)
+        if self.shed_steps:
+            self.dropped += self.shed_steps
+            self.shed_steps = []
         self.queue.append(frame)
         return Arrival.QUEUED
+
+    def _shed(self, frame: Frame) -> None:
+        self.shed = frame
+        self.shed_steps.append(DroppedStep(frame.seq, stale=False, in_memory=False, ticks=frame.ticks, shed=True))
+        self.session.frames_dropped += 1
+        if len(self.shed_steps) > _MOST_SHED:  # no complete list then, but all their ticks
+            oldest = self.shed_steps.pop(0)
+            self.shed_steps[0].ticks += oldest.ticks
 
     def _make_room(self, frame: Frame) -> None:
         """Apply the gap rule to what waits, before a newer frame joins."""
@@ -296,20 +339,21 @@ class Slot:
 
     def _drop(self, frame: Frame) -> None:
         self.dropped.append(DroppedStep(frame.seq, stale=False, in_memory=False, ticks=frame.ticks))
-        self.missed_ticks += frame.ticks
+        self.missed_ticks += frame.ticks + frame.shed_ticks
         self.session.frames_dropped += 1
 
     def drop_waiting(self) -> int:
         """Forget what waits (the stream is gone and will send it again); return how many frames that were."""
         count = len(self.queue)
         # What was executed after the last step in the memory was told once, and is not told again.
-        if self.queue:
-            first = self.queue[0]
+        first = self.queue[0] if self.queue else self.shed
+        if first is not None:
             known = first.executed_known and first.episode_id == self.episode_id
             self.pending_executed = (self.entered_seq, first.executed) if known else None
         elif self.pending_executed is not None and self.pending_executed[0] != self.entered_seq:
             self.pending_executed = None
         self.queue.clear()
+        self.shed, self.shed_steps = None, []
         # The client sends them again, those too that a newer frame had displaced: they are not dropped yet.
         self.dropped = [step for step in self.dropped if step.seq <= self.entered_seq]
         self.missed_ticks = 0
@@ -345,6 +389,7 @@ class Slot:
         if self.session.live:
             while self.queue:
                 self._drop(self.queue.pop())
+        self.shed = None  # it stays among the steps that are reported
         self.seen_episode = episode_id
         self.pending_executed = None
         self.pending_seed = (episode_id, seed)
@@ -363,7 +408,7 @@ class Slot:
             self.pending_seed = None
         reset = self.fresh
         executed = None if reset else frame.executed if frame.executed_known else self.last_action
-        self.entered_ticks = 1 if reset else frame.ticks + self.missed_ticks
+        self.entered_ticks = 1 if reset else frame.ticks + frame.shed_ticks + self.missed_ticks
         self.missed_ticks = 0
         counter = self.counter
         self.counter += 1
@@ -396,7 +441,8 @@ class Session:
 
     Attributes:
         session_id: Public id.
-        principal: Who opened it; only they can resume it.
+        principal: Name of who opened it; only they can resume it.
+        caller: With which key; None: nobody asked.
         policy: Version in use.
         live: LIVE, else LOCKSTEP.
         follow: Take newer weights of the same layout.
@@ -422,6 +468,7 @@ class Session:
     opened_ns: int
     follow: bool = False
     rollout: bool = False
+    caller: Caller | None = None
     client: Any = None
     codecs: frozenset[int] = frozenset()
     slots: list[Slot] = field(default_factory=list)

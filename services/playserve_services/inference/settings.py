@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import ipaddress
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from playserve_services.auth.keys import Scope
+from playserve_services.auth.loopback import is_loopback
 from playserve_services.inference.core import CoreLimits
 from playserve_services.inference.graphs import GraphSetting
 
-__all__ = ["ServeSettings", "is_loopback"]
+__all__ = ["ServeSettings", "is_loopback", "parse_scopes"]
 
 
-def is_loopback(host: str) -> bool:
-    """Whether `host` can be reached from this machine only."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
+def parse_scopes(text: str) -> frozenset[Scope]:
+    """Return the scopes named in a text, by commas; ValueError for one that there is not."""
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    known = {member.value for member in Scope}
+    for word in words:
+        if word not in known:
+            raise ValueError(f"scope {word!r}, wanted some of {', '.join(sorted(known))}")
+    return frozenset(Scope(word) for word in words)
 
 
 class ServeSettings(BaseSettings):
@@ -32,7 +34,7 @@ class ServeSettings(BaseSettings):
     store: str = ""
     """Folder or fsspec URL of the checkpoint store; empty: none."""
     host: str = "127.0.0.1"
-    """Address to listen on. Others than loopback need insecure_listen until TLS and keys are set up."""
+    """Address to listen on. Others than loopback need TLS and keys, or insecure_listen."""
     port: int = Field(50051, ge=0, le=65535)
     """gRPC port; 0: any free one, printed at the start."""
     admin_port: int | None = Field(None, ge=0, le=65535)
@@ -42,7 +44,52 @@ class ServeSettings(BaseSettings):
     health_port: int | None = Field(None, ge=0, le=65535)
     """Plaintext port that serves grpc.health.v1 only, for probes; none: not served."""
     insecure_listen: bool = False
-    """Listen on an address that others can reach, without TLS and keys."""
+    """Listen on an address that others can reach, without TLS or without keys."""
+    tls_cert: Path | None = None
+    """Certificate chain of the gRPC ports (PEM), with tls_key; read again when it changes. None: plaintext, as the
+    health-only port always is."""
+    tls_key: Path | None = None
+    """Its private key."""
+    tls_client_ca: Path | None = None
+    """Authorities (PEM) of whom every caller must show a certificate: mutual TLS."""
+    tls_client_scopes: str = ""
+    """Scopes, by commas, of callers that show a certificate and no key: the certificate's common name is the principal.
+    Empty: play,rollout where certificates are the only credentials, else none."""
+    keys: Path | None = None
+    """File of API keys (`playserve keys issue`); read again when it changes."""
+    jwt_issuer: str = ""
+    """Issuer whose JSON Web Tokens are taken; empty: none. With jwt_audience and jwt_jwks."""
+    jwt_audience: str = ""
+    """Audience that a token must name."""
+    jwt_jwks: str = ""
+    """The issuer's public keys: a file, or a URL (https, or http to loopback)."""
+    jwt_leeway_s: float = Field(10.0, ge=0, le=25)
+    """How far the issuer's clock may be off. What runs ends so much later than its token, and within 30 s."""
+    anonymous: bool = False
+    """Where there are keys, serve callers without one, too, for play and rollout, as "anonymous"; on loopback,
+    where the keys are only the registry's, for everything."""
+    registry: str = ""
+    """URL of the control plane whose registry is followed: keys, aliases, canaries, drains; empty: none."""
+    registry_key_file: Path | None = None
+    """File that holds the API key for the control plane; read again for every call."""
+    registry_ca: Path | None = None
+    """Authorities (PEM) to trust for the control plane instead of the system's."""
+    registry_cache: Path | None = None
+    """File that keeps the last view of the registry, to start from when it is down; none: one in the user's cache."""
+    registry_poll_s: float = Field(2.0, gt=0)
+    """How often the registry is asked, and told how this replica is."""
+    replica: str = ""
+    """Name that this server gives of itself to the registry; empty: the host's name."""
+    advertise: str = ""
+    """Address, "host:port", at which clients reach this server; empty: what it listens on."""
+    advertise_admin: str = ""
+    """Address at which the control plane reaches AdminService; empty: what it listens on."""
+    engine: Literal["torch", "triton"] = "torch"
+    """Who computes batches: this process, or an NVIDIA Triton with a repository of `playserve triton export`."""
+    triton_url: str = ""
+    """HOST:PORT of Triton's gRPC; with engine triton."""
+    triton_first_slot: int = Field(0, ge=0)
+    """Of Triton's slots, this front has the next so many as slots says; ranges of several fronts must not meet."""
     device: str = "cpu"
     """Torch device that holds policies and slots."""
     threads: int = Field(1, ge=1)
@@ -91,13 +138,49 @@ class ServeSettings(BaseSettings):
             raise ValueError("host is empty")
         return value
 
+    @field_validator("tls_client_scopes")
+    @classmethod
+    def _scopes(cls, value: str) -> str:
+        parse_scopes(value)
+        return value
+
+    @model_validator(mode="after")
+    def _together(self) -> ServeSettings:
+        for first, second in (
+            ("tls_cert", "tls_key"), ("tls_key", "tls_cert"), ("tls_client_ca", "tls_cert"),
+            ("tls_client_scopes", "tls_client_ca"), ("jwt_issuer", "jwt_audience"), ("jwt_issuer", "jwt_jwks"),
+            ("jwt_audience", "jwt_issuer"), ("jwt_jwks", "jwt_issuer"), ("registry_key_file", "registry"),
+            ("registry_ca", "registry"), ("registry_cache", "registry"), ("replica", "registry"),
+            ("advertise", "registry"), ("advertise_admin", "registry"),
+        ):  # fmt: skip
+            if getattr(self, first) and not getattr(self, second):
+                raise ValueError(f"{first} is set and {second} is not; the one says nothing without the other")
+        return self
+
     @model_validator(mode="after")
     def _listen(self) -> ServeSettings:
-        if not is_loopback(self.host) and not self.insecure_listen:
+        if is_loopback(self.host) or self.insecure_listen:
+            return self
+        missing = []
+        if self.tls_cert is None:
+            missing.append("TLS is not set up (tls_cert and tls_key)")
+        if not self.authenticates:
+            missing.append("nobody needs a key (keys, registry, jwt_issuer or tls_client_ca)")
+        elif self.anonymous:
+            missing.append("callers without a key are served (anonymous)")
+        if missing:
             raise ValueError(
-                f"host {self.host!r} can be reached by others, and neither TLS nor keys are set up; "
+                f"host {self.host!r} can be reached by others, and {' and '.join(missing)}; "
                 "say insecure_listen (--insecure-listen) if that is meant"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _triton(self) -> ServeSettings:
+        if (self.engine == "triton") != bool(self.triton_url):
+            raise ValueError(f"engine {self.engine!r} and triton_url {self.triton_url!r}: one needs the other")
+        if self.engine == "triton" and (self.graphs != "auto" or self.fixed_batch or self.precision != "float32"):
+            raise ValueError("graphs, fixed_batch and precision are settings of Triton's model where that computes")
         return self
 
     @model_validator(mode="after")
@@ -105,6 +188,19 @@ class ServeSettings(BaseSettings):
         if self.graphs == "cuda" and not self.device.startswith("cuda"):
             raise ValueError(f"graphs 'cuda' need a CUDA device; the device is {self.device!r}")
         return self
+
+    @property
+    def certificate_scopes(self) -> frozenset[Scope]:
+        """What callers may do that show a certificate and no key; none: a certificate alone is not enough."""
+        if self.tls_client_ca is None:
+            return frozenset()
+        only = self.keys is None and not self.registry and not self.jwt_issuer
+        return parse_scopes(self.tls_client_scopes or ("play,rollout" if only else ""))
+
+    @property
+    def authenticates(self) -> bool:
+        """Whether callers must say who they are."""
+        return bool(self.keys is not None or self.registry or self.jwt_issuer or self.certificate_scopes)
 
     @property
     def max_message_bytes(self) -> int:

@@ -1,0 +1,1 @@
+"""Serves clients of Open Pixel2Play ("Recap"), unmodified: each connection plays one session at our server."""

@@ -1,0 +1,1 @@
+"""A terminal view of one inference server: its policies, slots, sessions and times."""
