@@ -183,3 +183,15 @@ def test_triton_shares_memory_and_is_asked_by_inference_alone(scenario: Callable
     assert {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "1Gi"}} in pod["volumes"]
     ingress = rendered.one("NetworkPolicy", "-triton")["spec"]["ingress"]
     assert ingress[0]["from"][0]["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "inference"
+
+
+def test_where_triton_computes_each_pod_is_a_front_with_a_number(render: Render) -> None:
+    rendered = render({"triton": {"enabled": True, "compute": True, "modelRepositoryClaim": "models"}})
+    (container,) = rendered.one("StatefulSet", "-inference")["spec"]["template"]["spec"]["containers"]
+    told = {one["name"]: one for one in container["env"]}
+    assert told["PLAYSERVE_ENGINE"]["value"] == "triton"
+    assert told["PLAYSERVE_TRITON_FRONT"]["value"] == "$(POD_INDEX)"
+    service = rendered.one("StatefulSet", "-triton")["spec"]["serviceName"]
+    assert told["PLAYSERVE_TRITON_URL"]["value"].startswith(f"{service}-0.{service}.")
+    names = [one["name"] for one in container["env"]]
+    assert names.index("POD_INDEX") < names.index("PLAYSERVE_TRITON_FRONT")  # Kubernetes puts in what stands before

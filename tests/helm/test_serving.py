@@ -225,6 +225,7 @@ def test_mutual_tls_names_the_authority_of_clients(scenario: Callable[[str], fle
         ({"control": {"enabled": True}}, "by https alone"),
         ({"control": {"enabled": True, "replicas": 2, "tls": {"existingSecret": "tls"}}}, "SQLite takes one"),
         ({"triton": {"enabled": True}}, "modelRepositoryClaim"),
+        ({"triton": {"enabled": True, "compute": True, "replicas": 2, "modelRepositoryClaim": "m"}}, "not 2"),
         ({"jobs": {"grid": {"enabled": True, "existingClaim": "a", "processes": 2, "gpu": {"count": 1}}}}, "takes one"),
         ({"jobs": {"evaluation": {"enabled": True}}}, "existingClaim and jobs.evaluation.arguments"),
         ({"inference": {"settings": {"slotz": 1}}}, "slotz"),

@@ -1,4 +1,4 @@
-"""A real Triton server on a model repository, as `deploy/dev/unpack_triton.py` unpacks it; skips by name without one."""
+"""A real Triton server on a model repository, as `deploy/dev/unpack_triton.py` unpacks it; skips by name without."""
 
 from __future__ import annotations
 

@@ -46,6 +46,9 @@
 {{- if and $values.triton.enabled (not $values.triton.modelRepositoryClaim) -}}
 {{- fail "triton.enabled needs triton.modelRepositoryClaim, the volume that `playserve triton export` wrote to" -}}
 {{- end -}}
+{{- if and $values.triton.enabled $values.triton.compute (ne (int $values.triton.replicas) 1) -}}
+{{- fail (printf "triton.compute wants triton.replicas 1, not %d: the slots of a session lie in one Triton" (int $values.triton.replicas)) -}}
+{{- end -}}
 {{- with $values.jobs.grid -}}
 {{- if and .enabled (not .existingClaim) -}}
 {{- fail "jobs.grid.enabled needs jobs.grid.existingClaim, the volume with the plan" -}}

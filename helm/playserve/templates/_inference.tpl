@@ -54,6 +54,11 @@ volumeMounts: {{- include "playserve.inferenceMounts" . | trim | nindent 2 }}
 {{- end -}}
 {{- if include "playserve.keysSecret" . -}}{{- $_ := set $settings "keys" "/etc/playserve/keys/keys.json" -}}{{- end -}}
 {{- if .Values.control.enabled -}}{{- $_ := merge $settings (include "playserve.registrySettings" . | fromYaml) -}}{{- end -}}
+{{- if and .Values.triton.enabled .Values.triton.compute -}}
+{{- $triton := include "playserve.name" (list . "triton") -}}
+{{- $_ := merge $settings (dict "engine" "triton" "triton_front" "$(POD_INDEX)"
+  "triton_url" (printf "%s-0.%s.%s.svc.%s:8001" $triton $triton .Release.Namespace .Values.clusterDomain)) -}}
+{{- end -}}
 {{- include "playserve.homeEnv" . }}
 - {name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
 - {name: POD_INDEX, valueFrom: {fieldRef: {fieldPath: "metadata.labels['apps.kubernetes.io/pod-index']"}}}

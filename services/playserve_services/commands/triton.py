@@ -48,6 +48,6 @@ def run(args: argparse.Namespace) -> int:
     print(f"wrote {model}")
     print(f"serve it: tritonserver --model-repository={args.out}   (with playserve[serve] installed for its Python)")
     if not args.sequence:
-        front = f"--store {args.store} --engine triton --triton-url HOST:8001 --slots {args.slots}"
+        front = f"--store {args.store} --engine triton --triton-url HOST:8001"
         print(f"then:     playserve serve {front}")
     return 0

@@ -42,7 +42,7 @@ async def make_computing(
         await link.start()
         front = TritonEngine(on_result, link)
         stack.push_async_callback(loop.run_in_executor, None, front.close)
-        return front, TritonFactory(link, settings.slots, settings.triton_first_slot)
+        return front, TritonFactory(link, settings.slots, settings.triton_front * settings.slots)
     engine = ThreadEngine(
         on_result,
         loop.call_soon_threadsafe,

@@ -88,8 +88,9 @@ class ServeSettings(BaseSettings):
     """Who computes batches: this process, or an NVIDIA Triton with a repository of `playserve triton export`."""
     triton_url: str = ""
     """HOST:PORT of Triton's gRPC; with engine triton."""
-    triton_first_slot: int = Field(0, ge=0)
-    """Of Triton's slots, this front has the next so many as slots says; ranges of several fronts must not meet."""
+    triton_front: int = Field(0, ge=0)
+    """Number of this front, from 0. Each has as many of Triton's slots as slots says, one range after the other, so that
+    fronts of one Triton have numbers and slots of their own: a pod's index will do."""
     device: str = "cpu"
     """Torch device that holds policies and slots."""
     threads: int = Field(1, ge=1)

@@ -59,7 +59,7 @@ async def test_players_get_what_a_server_gives_that_computes_by_itself(triton: s
 async def test_two_fronts_of_one_triton_do_not_meet(triton: str, tiny_store: Path) -> None:
     async with (
         InferenceServer(_settings(tiny_store, triton)) as left,
-        InferenceServer(_settings(tiny_store, triton, triton_first_slot=4)) as right,
+        InferenceServer(_settings(tiny_store, triton, triton_front=1)) as right,
     ):
         alone = await _play(left, 5, 8)
         both = await asyncio.gather(_play(left, 5, 8), _play(right, 6, 8))
