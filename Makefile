@@ -47,7 +47,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS) \
 		-e '.[play]' >$(VENV)/play.log 2>&1 || \
 		echo "Left out: playserve[play], the desktop client (pynput needs a C compiler and kernel headers; $(VENV)/play.log)"
-	@$(BIN)/python deploy/dev/unpack_triton.py --out $(VENV)/triton 2>$(VENV)/triton.log || \
+	@$(BIN)/python tests/bench/peers/triton.py 2>$(VENV)/triton.log || \
 		echo "Left out: a real Triton server for the tests that want one ($(VENV)/triton.log)"
 	@$(BIN)/python -m pip check
 	@touch $(STAMP)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,8 +47,8 @@ _PROGRAMS: dict[str, tuple[str, ...]] = {"node": ("node", "npm"), "triton": ("tr
 
 def _present(program: str) -> bool:
     if program == "tritonserver":
-        # Unpacked by tests/bench/peers/triton.py, which `make bench` runs; tests never download it.
-        cache = Path(os.environ.get("PLAYSERVE_TRITON_DIR") or Path.home() / ".cache" / "playserve-bench")
+        # Unpacked by tests/bench/peers/triton.py, which `make install` runs; tests never download it.
+        cache = Path(os.environ.get("PLAYSERVE_TRITON_DIR") or Path(sys.prefix) / "triton")
         if any(cache.glob("nvidia-pytriton-*/pytriton/tritonserver/bin/tritonserver")):
             return True
     return shutil.which(program) is not None

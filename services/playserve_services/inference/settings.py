@@ -89,8 +89,8 @@ class ServeSettings(BaseSettings):
     triton_url: str = ""
     """HOST:PORT of Triton's gRPC; with engine triton."""
     triton_front: int = Field(0, ge=0)
-    """Number of this front, from 0. Each has as many of Triton's slots as slots says, one range after the other, so that
-    fronts of one Triton have numbers and slots of their own: a pod's index will do."""
+    """Number of this front, from 0; a pod's index will do. Each front has as many of Triton's slots as slots says, one
+    range after the other."""
     device: str = "cpu"
     """Torch device that holds policies and slots."""
     threads: int = Field(1, ge=1)

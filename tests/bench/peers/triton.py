@@ -1,8 +1,9 @@
 """A real Triton (2.51, CPU, Python backend) from the nvidia-pytriton wheel, without Docker and without installing it.
 
-The wheel is fetched once with ``pip download --no-deps`` and unpacked into ``$PLAYSERVE_TRITON_DIR`` (default
-``~/.cache/playserve-bench``). Only its tritonserver binary, Python backend and libraries are used, with a model
-repository written by hand, because pytriton's own API knows no sequence batcher and wants numpy < 2.
+The wheel is fetched once with ``pip download --no-deps`` and unpacked into ``$PLAYSERVE_TRITON_DIR`` (default: the
+folder ``triton`` of the virtual environment). ``make install`` does that, by ``python tests/bench/peers/triton.py``.
+Only its tritonserver binary, Python backend and libraries are used, with a model repository written by hand, because
+pytriton's own API knows no sequence batcher and wants numpy < 2.
 
 Tests may load this file by path; it imports only the standard library and grpc.
 """
@@ -17,7 +18,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tempfile
 import uuid
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -33,9 +33,10 @@ assert _spec.loader is not None
 _process = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_process)
 
-__all__ = ["TritonServer", "TritonUnavailableError", "install", "write_sequence_policy"]
+__all__ = ["TritonServer", "TritonUnavailableError", "install", "place", "write_sequence_policy"]
 
 _WHEEL = "nvidia-pytriton==0.7.0"
+_ROOT = "nvidia-pytriton-0.7.0"
 _WHEEL_GLOB = "nvidia_pytriton-0.7.0-*.whl"
 _STRATEGIES = {
     # No queue delay: a batch is whatever waits when the model is free, the fastest setting for few sequences.
@@ -84,6 +85,11 @@ class TritonUnavailableError(RuntimeError):
     """This machine cannot have or run the binary; the message says why."""
 
 
+def place(folder: Path | None = None) -> Path:
+    """Return where the wheel is unpacked, or would be."""
+    return (folder or Path(os.environ.get("PLAYSERVE_TRITON_DIR") or Path(sys.prefix) / "triton")) / _ROOT
+
+
 def install(folder: Path | None = None) -> Path:
     """Fetch and unpack the wheel if it is not there yet; return the unpacked root.
 
@@ -92,8 +98,8 @@ def install(folder: Path | None = None) -> Path:
     """
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         raise TritonUnavailableError(f"the wheel is for Linux x86-64, this is {platform.system()} {platform.machine()}")
-    cache = folder or Path(os.environ.get("PLAYSERVE_TRITON_DIR") or Path.home() / ".cache" / "playserve-bench")
-    root = cache / "nvidia-pytriton-0.7.0"
+    root = place(folder)
+    cache = root.parent
     if root.is_dir():
         return root
     cache.mkdir(parents=True, exist_ok=True)
@@ -223,8 +229,6 @@ class TritonServer:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as folder:
-        write_sequence_policy(Path(folder))
-        with TritonServer(Path(folder)) as running:
-            print(running.address, running.process.pid, running.process.rss_bytes() >> 20, "MiB")  # noqa: T201
-            print(running.process.log())  # noqa: T201
+    install()
+    for leftover in place().parent.glob(_WHEEL_GLOB):
+        leftover.unlink()

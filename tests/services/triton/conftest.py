@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from tiny_p2p import MAX_BATCH, POLICY, SLOTS, tiny_policy
-from triton_server import triton_server
+from triton_models import triton_server
 
 from playserve_services.triton.host import HostSettings
 from playserve_services.triton.repository import export_batch
@@ -38,5 +38,5 @@ def triton(host_settings: HostSettings, tmp_path_factory: pytest.TempPathFactory
     """Return the address of a real Triton with the policy's batch model; skips by name without one."""
     root = tmp_path_factory.mktemp("triton")
     export_batch(host_settings, root / "models")
-    with triton_server(root / "models", [POLICY], root / "log") as address:
+    with triton_server(root / "models") as address:
         yield address

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as client
 from tiny_p2p import POLICY
-from triton_server import triton_server
+from triton_models import triton_server
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from playserve.errors import StateError
@@ -81,7 +81,7 @@ def sequence_server(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) 
     settings = HostSettings(policy=POLICY, store=str(tiny_store), slots=4, max_batch=4)
     model = export_sequence(settings, root / "models", version="1")
     assert (model / "1" / "checkpoint" / "manifest.json").exists()
-    with triton_server(root / "models", [POLICY], root / "log") as address:
+    with triton_server(root / "models") as address:
         yield address
 
 

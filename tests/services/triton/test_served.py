@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 from tiny_p2p import POLICY
-from triton_server import triton_server
+from triton_models import triton_server
 
 from playserve.errors import PlayserveError, ServerUnavailableError, SessionNotFoundError
 from playserve.settings import Extras, Pace
@@ -70,7 +70,7 @@ async def test_a_triton_that_dies_ends_the_sessions_with_a_typed_error(
     host_settings: HostSettings, tiny_store: Path, tmp_path: Path
 ) -> None:
     export_batch(host_settings, tmp_path / "models")
-    with triton_server(tmp_path / "models", [POLICY], tmp_path / "log") as address:
+    with triton_server(tmp_path / "models") as address:
         server = InferenceServer(_settings(tiny_store, address))
         await server.__aenter__()
         client = PolicyClient(f"127.0.0.1:{server.port}")
