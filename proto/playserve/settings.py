@@ -64,6 +64,7 @@ class DropReason(enum.IntEnum):
     UNSPECIFIED = ps.DROP_REASON_UNSPECIFIED
     SUPERSEDED = ps.DROP_REASON_SUPERSEDED
     STALE = ps.DROP_REASON_STALE
+    QUOTA = ps.DROP_REASON_QUOTA
 
 
 class SamplingMode(enum.IntEnum):

@@ -18,7 +18,7 @@ __all__ = ["TIMES", "Ledger", "Tally", "merged", "name_of_error", "whole_of"]
 #: `open`: from when a session was to be opened until it was. `server`: what the server says that an answer took it.
 TIMES = ("age", "answer", "lag", "open", "server")
 
-_DROPS = {DropReason.SUPERSEDED: "superseded", DropReason.STALE: "stale"}
+_DROPS = {DropReason.SUPERSEDED: "superseded", DropReason.STALE: "stale", DropReason.QUOTA: "quota"}
 
 
 def name_of_error(error: PlayserveError) -> str:

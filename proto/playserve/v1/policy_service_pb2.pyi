@@ -83,6 +83,8 @@ class _DropReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enu
     """A newer step had arrived (gap rule)."""
     DROP_REASON_STALE: _DropReason.ValueType  # 2
     """Its budget was over before it could be computed."""
+    DROP_REASON_QUOTA: _DropReason.ValueType  # 3
+    """The caller's key was over its quota of frames; what was executed before it counts all the same."""
 
 class DropReason(_DropReason, metaclass=_DropReasonEnumTypeWrapper):
     """Why a step has no answer of its own."""
@@ -93,6 +95,8 @@ DROP_REASON_SUPERSEDED: DropReason.ValueType  # 1
 """A newer step had arrived (gap rule)."""
 DROP_REASON_STALE: DropReason.ValueType  # 2
 """Its budget was over before it could be computed."""
+DROP_REASON_QUOTA: DropReason.ValueType  # 3
+"""The caller's key was over its quota of frames; what was executed before it counts all the same."""
 global___DropReason = DropReason
 
 @typing.final

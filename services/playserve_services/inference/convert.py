@@ -23,7 +23,7 @@ from playserve.v1 import policy_service_pb2 as ps
 from playserve.v1 import types_pb2 as pb
 from playserve_services.inference.catalog import LoadedPolicy
 from playserve_services.inference.decoding import Executed
-from playserve_services.inference.sessions import Answer, Settings
+from playserve_services.inference.sessions import Answer, DroppedStep, Settings
 
 __all__ = [
     "codec_list", "executed_action", "live_rate", "open_settings", "result_message", "rollout_message", "row_error",
@@ -110,13 +110,14 @@ def result_message(answer: Answer, now_ns: int) -> ps.PlayResponse:
     if answer.dropped:
         message.gap_ticks = min(sum(step.ticks for step in answer.dropped if not step.in_memory), 0xFFFFFFFF)
         for dropped in answer.dropped:
-            message.dropped.add(
-                seq=dropped.seq,
-                # The wire has no reason of its own for a step over the quota (`dropped.shed`); a newer one has come.
-                reason=ps.DROP_REASON_STALE if dropped.stale else ps.DROP_REASON_SUPERSEDED,
-                in_memory=dropped.in_memory,
-            )
+            message.dropped.add(seq=dropped.seq, reason=_reason(dropped), in_memory=dropped.in_memory)
     return response
+
+
+def _reason(dropped: DroppedStep) -> ps.DropReason.ValueType:
+    if dropped.shed:
+        return ps.DROP_REASON_QUOTA
+    return ps.DROP_REASON_STALE if dropped.stale else ps.DROP_REASON_SUPERSEDED
 
 
 def rollout_message(answers: Sequence[Answer], now_ns: int) -> ps.RolloutResponse:

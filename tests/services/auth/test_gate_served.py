@@ -27,7 +27,7 @@ from playserve.errors import (
     UnauthenticatedError,
     from_rpc_error,
 )
-from playserve.settings import Pace
+from playserve.settings import DropReason, Pace
 from playserve.v1 import admin_service_pb2 as ad
 from playserve.v1 import admin_service_pb2_grpc
 from playserve_client.aio import PolicyClient
@@ -290,7 +290,7 @@ async def test_live_frames_over_the_quota_are_left_out_and_counted(serve: Any, f
             assert result.seq == 7
             assert [d.seq for d in result.dropped] == [2, 3, 4, 5, 6]
             assert result.gap_ticks == 5
-            assert not any(d.in_memory for d in result.dropped)
+            assert all(d.reason is DropReason.QUOTA and not d.in_memory for d in result.dropped)
         assert await metric(server, "frames_shed_total", policy="live") == 5
         async with c.play("turns") as session:
             for _ in range(5):  # who waits for the game needs no limit
