@@ -23,6 +23,8 @@ __all__ = ["Caller", "Gate", "credentials_of"]
 _log = logging.getLogger(__name__)
 Context = grpc.aio.ServicerContext[Any, Any]
 _BEARER = "bearer "
+#: Seconds that a caller who may not pass has for the message that tells what was wanted.
+_FIRST_MESSAGE_S = 2.0
 _MAX_BEARER = 16 * 1024
 
 
@@ -122,14 +124,18 @@ class Gate(grpc.aio.ServerInterceptor):
             return handler
         return self._guarded(handler, method, self._scopes.get(method, self._scopes.get(service)))
 
-    async def _enter(self, context: Context, method: str, scope: Scope | None) -> None:
-        """Let the call pass, or end it."""
+    async def _enter(self, context: Context, method: str, scope: Scope | None, streams: bool) -> None:
+        """Let the call pass, or end it. `streams`: the client sends a stream."""
         try:
             principal = await self._authenticator.authenticate(credentials_of(context))
             if scope is not None and not principal.may(scope):
                 raise AccessDeniedError(f"{method} needs the scope {scope.value!r}, which {principal.key_id} has not")
         except PlayserveError as error:
             self._on_refused(error.reason or error.code.name)
+            if streams:
+                # To grpc's asyncio client, a call that ends under its first write is "Internal error from Core".
+                with contextlib.suppress(Exception):
+                    await asyncio.wait_for(context.read(), _FIRST_MESSAGE_S)
             await _abort(context, error)
             raise
         self._accounts.renew(principal)
@@ -166,11 +172,11 @@ class Gate(grpc.aio.ServerInterceptor):
         inner = getattr(handler, name)
 
         async def call(request: Any, context: Context) -> Any:
-            await self._enter(context, method, scope)
+            await self._enter(context, method, scope, handler.request_streaming)
             return await inner(request, context)
 
         async def generate(request: Any, context: Context) -> Any:
-            await self._enter(context, method, scope)
+            await self._enter(context, method, scope, handler.request_streaming)
             async for response in inner(request, context):
                 yield response
 

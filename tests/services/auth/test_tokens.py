@@ -38,7 +38,7 @@ def jwk(key: Any, kid: str, **more: str) -> dict[str, Any]:
 def token(key: Any = EC, algorithm: str = "ES256", kid: str | None = "ec", **changes: Any) -> str:
     claims: dict[str, Any] = {
         "iss": RULES.issuer, "aud": ["other", RULES.audience], "sub": "ann", "scope": "play openid rollout",
-        "exp": datetime.now(UTC) + timedelta(minutes=5), **changes,
+        "exp": datetime.now(UTC) + timedelta(hours=12), **changes,
     }  # fmt: skip
     claims = {name: value for name, value in claims.items() if value is not None}
     return jwt.encode(claims, key, algorithm=algorithm, headers={"kid": kid} if kid else {})
@@ -92,7 +92,7 @@ PUBLIC_AS_SECRET = RSA.public_key().public_bytes(
         (token(sub=None), "MissingRequiredClaimError"),
         (token(exp=None), "MissingRequiredClaimError"),
         (token(exp=datetime.now(UTC) - timedelta(seconds=6)), "ExpiredSignatureError"),
-        (token(nbf=datetime.now(UTC) + timedelta(seconds=60)), "ImmatureSignatureError"),
+        (token(nbf=datetime.now(UTC) + timedelta(days=1)), "ImmatureSignatureError"),
         (token(ec.generate_private_key(ec.SECP256R1())), "InvalidSignatureError"),
         (token(sub=""), "no text of 1 to 128"),
         (token(sub="x" * 129), "no text of 1 to 128"),
