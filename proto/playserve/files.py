@@ -12,7 +12,7 @@ from typing import Any
 
 from playserve.errors import DataLossError
 
-__all__ = ["read_json", "replacing", "sync_directory", "write_json", "write_text"]
+__all__ = ["read_json", "replacing", "stamp", "sync_directory", "write_json", "write_private", "write_text"]
 
 
 @contextmanager
@@ -50,6 +50,24 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a text file in UTF-8 that its owner alone can read, and that survives a power cut."""
+    with replacing(path, durable=True) as temporary:
+        # Created with its mode: at no moment can somebody else open it.
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+
+
+def stamp(path: Path) -> tuple[int, int, int] | None:
+    """Return what changes when a file does, or what a link to it points at; None: it cannot be looked at."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

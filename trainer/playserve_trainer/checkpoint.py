@@ -28,7 +28,7 @@ from playserve_trainer.models.registry import build, config_from_json, config_to
 from playserve_trainer.wording import utc_now
 
 __all__ = ["FORMAT_VERSION", "MANIFEST_NAME", "WEIGHTS_NAME", "Manifest", "file_sha256", "is_complete", "load",
-           "read_manifest", "save", "verify"]  # fmt: skip
+           "outline", "read_manifest", "save", "verify"]  # fmt: skip
 
 #: Version of the folder's format that this code writes, and the only one that it reads.
 FORMAT_VERSION = 1
@@ -221,6 +221,12 @@ def load(
     _load_weights(policy, directory / WEIGHTS_NAME)
     policy.eval()
     return policy.to(device=device, dtype=dtype), manifest
+
+
+def outline(manifest: Manifest) -> Policy:
+    """Return the policy of a manifest, in eval mode, without weights: it knows its layout, and translates actions."""
+    with torch.device("meta"):
+        return build(manifest.family, manifest.config).eval()
 
 
 def read_manifest(directory: str | Path) -> Manifest:

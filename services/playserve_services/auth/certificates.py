@@ -8,12 +8,10 @@ from datetime import datetime
 from cryptography import x509
 
 from playserve.errors import UnauthenticatedError
-from playserve_services.auth.keys import Scope
+from playserve_services.auth.keys import MAX_PRINCIPAL, Scope
 from playserve_services.auth.principal import AuthMethod, Credentials, Principal, now_utc
 
 __all__ = ["Certificates"]
-
-_MAX_NAME = 128
 
 
 class Certificates:
@@ -42,9 +40,9 @@ class Certificates:
         except ValueError as error:
             raise UnauthenticatedError("the certificate cannot be read") from error
         subject = credentials.subject
-        if not 0 < len(subject) <= _MAX_NAME:
+        if not 0 < len(subject) <= MAX_PRINCIPAL:
             raise UnauthenticatedError(
-                f"the certificate's common name has {len(subject)} characters, wanted 1 to {_MAX_NAME}"
+                f"the certificate's common name has {len(subject)} characters, wanted 1 to {MAX_PRINCIPAL}"
             )
         principal = Principal(
             name=subject, scopes=self._scopes, method="certificate",

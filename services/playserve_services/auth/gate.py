@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -13,14 +12,14 @@ from typing import Any
 
 import grpc
 
-from playserve.errors import AccessDeniedError, AccessEndedError, PlayserveError, to_status
+from playserve.errors import AccessDeniedError, AccessEndedError, PlayserveError
+from playserve_services.aborting import abort
 from playserve_services.auth.keys import Scope
 from playserve_services.auth.principal import Authenticator, Credentials, Principal
 from playserve_services.auth.quotas import Account, Accounts
 
 __all__ = ["Caller", "Gate", "credentials_of"]
 
-_log = logging.getLogger(__name__)
 Context = grpc.aio.ServicerContext[Any, Any]
 _BEARER = "bearer "
 #: Seconds that a caller who may not pass has for the message that tells what was wanted.
@@ -136,7 +135,7 @@ class Gate(grpc.aio.ServerInterceptor):
                 # To grpc's asyncio client, a call that ends under its first write is "Internal error from Core".
                 with contextlib.suppress(Exception):
                     await asyncio.wait_for(context.read(), _FIRST_MESSAGE_S)
-            await _abort(context, error)
+            await abort(context, error)
             raise
         self._accounts.renew(principal)
         caller = Caller(principal, self._accounts, self._authenticator)
@@ -162,7 +161,7 @@ class Gate(grpc.aio.ServerInterceptor):
                 self._ending.add(task)
                 continue
             with contextlib.suppress(Exception):  # gRPC's own AbortError, or a call that ended meanwhile
-                await _abort(context, caller.ended())
+                await abort(context, caller.ended())
             task.cancel()
         self._accounts.forget_idle()
 
@@ -187,9 +186,3 @@ class Gate(grpc.aio.ServerInterceptor):
             response_serializer=handler.response_serializer,
         )
         return guarded
-
-
-async def _abort(context: Context, error: PlayserveError) -> None:
-    status = to_status(error)
-    trailers = (("grpc-status-details-bin", status.SerializeToString()),)
-    await context.abort(error.code, status.message, trailing_metadata=trailers)

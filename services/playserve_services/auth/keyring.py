@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from playserve.errors import BadSettingError, DataLossError, UnauthenticatedError
-from playserve.files import read_json, replacing
+from playserve.files import read_json, stamp, write_private
 from playserve_services.auth.keys import ApiKey, check_key
 from playserve_services.auth.principal import AuthMethod, Credentials, Principal, now_utc
 
@@ -74,19 +74,7 @@ class KeyFile:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(self.path.with_name(f".{self.path.name}.lock")):
             keys = list(change(self.read(missing_ok=missing_ok)))
-            with replacing(self.path, durable=True) as temporary:
-                # Created with its mode: at no moment can somebody else open it.
-                descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-                with open(descriptor, "w", encoding="utf-8") as file:
-                    file.write(_Document(keys=keys).model_dump_json(indent=2) + "\n")
-
-    def stamp(self) -> tuple[int, int, int] | None:
-        """Return what changes when the file does; None: there is none."""
-        try:
-            status = self.path.stat()
-        except OSError:
-            return None
-        return status.st_mtime_ns, status.st_size, status.st_ino
+            write_private(self.path, _Document(keys=keys).model_dump_json(indent=2) + "\n")
 
 
 @contextmanager
@@ -177,15 +165,15 @@ class KeyFileWatch:
 
     def load(self) -> None:
         """Read it for the first time; raises what :meth:`KeyFile.read` raises."""
-        self._stamp = self._file.stamp()
+        self._stamp = stamp(self._file.path)
         self._ring.replace("file", self._file.read())
 
     def look(self) -> bool:
         """Read it again if it has changed; return whether that failed."""
-        stamp = self._file.stamp()
-        if stamp == self._stamp:
+        newest = stamp(self._file.path)
+        if newest == self._stamp:
             return False
-        self._stamp = stamp
+        self._stamp = newest
         try:
             keys = self._file.read()
         except (BadSettingError, DataLossError) as error:

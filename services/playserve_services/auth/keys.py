@@ -18,8 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from playserve.errors import BadSettingError
 
-__all__ = ["ApiKey", "Quota", "Scope", "check_key", "issue_key", "parse_key"]
+__all__ = ["MAX_PRINCIPAL", "ApiKey", "Quota", "Scope", "check_key", "issue_key", "parse_key"]
 
+#: Most characters of a principal's name.
+MAX_PRINCIPAL = 128
 _KEY = re.compile(r"psk_([0-9a-f]{12})_([A-Za-z0-9_-]{43})", re.ASCII)
 
 
@@ -52,7 +54,7 @@ class ApiKey(BaseModel):
 
     id: str = Field(pattern=r"^[0-9a-f]{12}$")
     secret_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    principal: str = Field(min_length=1, max_length=128)
+    principal: str = Field(min_length=1, max_length=MAX_PRINCIPAL)
     """Who it stands for: sessions and recordings belong to a principal, whichever of its keys was used."""
     scopes: frozenset[Scope]
     quota: Quota = Quota()

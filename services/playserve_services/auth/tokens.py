@@ -14,8 +14,9 @@ from typing import Any, Protocol
 import jwt
 
 from playserve.errors import BadSettingError, ServerUnavailableError, UnauthenticatedError
+from playserve.files import stamp
 from playserve_services.auth.http import HttpError, fetch
-from playserve_services.auth.keys import Scope
+from playserve_services.auth.keys import MAX_PRINCIPAL, Scope
 from playserve_services.auth.principal import AuthMethod, Credentials, Principal, now_utc
 
 __all__ = ["ALGORITHMS", "FileJwks", "JwksSource", "Jwts", "TokenRules", "UrlJwks"]
@@ -25,7 +26,6 @@ _log = logging.getLogger(__name__)
 #: Asymmetric ones only: with a shared secret, whoever can check a token can make one. "none" is not among them.
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 _KEY_TYPES = ("RSA", "EC", "OKP")
-_MAX_NAME = 128
 # A token with an unknown key is a reason to look again, but nobody shall make us ask the issuer all the time.
 _COOLDOWN_S = 10.0
 _MAX_BYTES = 1 << 20
@@ -66,16 +66,16 @@ class FileJwks:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._stamp: tuple[int, int] | None = None
+        self._stamp: tuple[int, int, int] | None = None
         self._keys: dict[str, Mapping[str, Any]] = {}
         self._read()
 
     def _read(self) -> None:
         try:
-            status = self._path.stat()
-            if (stamp := (status.st_mtime_ns, status.st_size)) != self._stamp:
+            newest = stamp(self._path)
+            if newest is None or newest != self._stamp:
                 self._keys = _parse(self._path.read_bytes(), str(self._path))
-                self._stamp = stamp
+                self._stamp = newest
         except OSError as error:
             raise BadSettingError(f"cannot read the JWKS {self._path}: {error.strerror}") from error
 
@@ -174,8 +174,8 @@ class Jwts:
         token = credentials.bearer or ""
         claims = self._claims(token, await self._key(token))
         subject, scope = claims["sub"], claims.get("scope", "")
-        if not isinstance(subject, str) or not 0 < len(subject) <= _MAX_NAME:
-            raise UnauthenticatedError(f"the token's sub is no text of 1 to {_MAX_NAME} characters")
+        if not isinstance(subject, str) or not 0 < len(subject) <= MAX_PRINCIPAL:
+            raise UnauthenticatedError(f"the token's sub is no text of 1 to {MAX_PRINCIPAL} characters")
         if not isinstance(scope, str):
             raise UnauthenticatedError("the token's scope is no text")
         known = {member.value for member in Scope}  # others are for other services

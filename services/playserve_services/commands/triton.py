@@ -33,17 +33,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the repository, and say how to serve it."""
-    from playserve.errors import BadSettingError
     from playserve_services.triton.host import HostSettings
     from playserve_services.triton.repository import export_batch, export_sequence
 
-    for name in ("slots", "max_batch", "threads"):
-        if getattr(args, name) < 1:
-            raise BadSettingError(f"--{name.replace('_', '-')} is at least 1, not {getattr(args, name)}")
-    settings = HostSettings(
-        policy=args.policy, store=args.store, slots=args.slots, max_batch=args.max_batch, fixed_batch=args.fixed_batch,
-        device=args.device, threads=args.threads, precision=args.precision,
-    )  # fmt: skip
+    settings = HostSettings.from_parameters({name: getattr(args, name) for name in HostSettings.model_fields})
     model = (export_sequence if args.sequence else export_batch)(settings, args.out, version=args.version)
     print(f"wrote {model}")
     print(f"serve it: tritonserver --model-repository={args.out}   (with playserve[serve] installed for its Python)")

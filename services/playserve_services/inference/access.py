@@ -73,7 +73,7 @@ def over_quota(session: Session, now_ns: int) -> bool:
     if not session.live or session.caller is None:
         return False
     account = session.caller.account
-    if account.quota.frames_per_s is None or account.frame(now_ns):
+    if account.frame(now_ns):
         return False
     if session.policy.keeps_every_frame:
         raise QuotaExceededError(

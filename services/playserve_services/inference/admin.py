@@ -13,8 +13,8 @@ from playserve.errors import NotImplementedHereError, SessionClosedError, Sessio
 from playserve.v1 import admin_service_pb2 as ad
 from playserve.v1 import admin_service_pb2_grpc, state_transfer_service_pb2_grpc
 from playserve.v1 import policy_service_pb2 as ps
+from playserve_services.aborting import abort
 from playserve_services.inference.core import InferenceCore
-from playserve_services.inference.outbox import abort
 from playserve_services.inference.sessions import EndReason, Session, SessionState
 
 __all__ = ["AdminServicer", "StateTransferServicer"]

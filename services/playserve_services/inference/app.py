@@ -183,8 +183,7 @@ class InferenceServer:
     ) -> int:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-        host = self._settings.host
-        address = f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
+        address = self._settings.address(port)
         try:
             if guarded and self.security.tls is not None:
                 bound = server.add_secure_port(address, self.security.tls.credentials())

@@ -8,16 +8,9 @@ from typing import Any
 
 import grpc
 
-from playserve.errors import PlayserveError, to_status
+from playserve.errors import PlayserveError
 
-__all__ = ["Outbox", "abort"]
-
-
-async def abort(context: grpc.aio.ServicerContext[Any, Any], error: PlayserveError) -> None:
-    """End a call with the documented status of `error`; never returns normally."""
-    status = to_status(error)
-    trailers = (("grpc-status-details-bin", status.SerializeToString()),)
-    await context.abort(error.code, status.message, trailing_metadata=trailers)
+__all__ = ["Outbox"]
 
 
 class Outbox:

@@ -26,6 +26,7 @@ from playserve.settings import Consent, Pace, VersionPolicy, check_instruction
 from playserve.specs import Merge
 from playserve.v1 import policy_service_pb2 as ps
 from playserve.v1 import types_pb2 as pb
+from playserve_services.aborting import abort
 from playserve_services.auth.gate import Caller
 from playserve_services.inference import convert
 from playserve_services.inference.access import over_quota, shed
@@ -33,7 +34,7 @@ from playserve_services.inference.core import InferenceCore, OpenRequest
 from playserve_services.inference.embedding import embed
 from playserve_services.inference.inbox import next_message
 from playserve_services.inference.loader import PolicyLoader
-from playserve_services.inference.outbox import Outbox, abort
+from playserve_services.inference.outbox import Outbox
 from playserve_services.inference.runtime import Array
 from playserve_services.inference.sessions import Answer, Arrival, Frame, Session
 

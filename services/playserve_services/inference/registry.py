@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from playserve.files import replacing
+from playserve.files import write_private
 from playserve_services.auth.http import HttpError, Response, check_url, fetch
 from playserve_services.registry_view import VIEW_FORMAT, RegistryView
 
@@ -55,10 +55,7 @@ class ViewCache:
         """Replace it; a disk that is full is logged, and costs nothing but the next start."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with replacing(self.path, durable=True) as temporary:
-                descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-                with open(descriptor, "w", encoding="utf-8") as file:
-                    file.write(view.model_dump_json())
+            write_private(self.path, view.model_dump_json())
         except OSError as error:
             _log.error("the view of the registry cannot be kept in %s: %s", self.path, error.strerror)
 

@@ -86,10 +86,9 @@ class Replica:
             admin_port: Where AdminService is served; 0: not.
         """
         settings = self._settings
-        host = settings.host if ":" not in settings.host else f"[{settings.host.strip('[]')}]"
         self._addresses = (
-            settings.advertise or f"{host}:{port}",
-            settings.advertise_admin or (f"{host}:{admin_port}" if admin_port else ""),
+            settings.advertise or settings.address(port),
+            settings.advertise_admin or (settings.address(admin_port) if admin_port else ""),
         )
         return [
             asyncio.create_task(self._follower.run(settings.registry_poll_s)),

@@ -25,6 +25,7 @@ from playserve.errors import (
 from playserve.settings import check_instruction
 from playserve.v1 import policy_service_pb2 as ps
 from playserve.v1 import types_pb2 as pb
+from playserve_services.aborting import abort
 from playserve_services.auth.gate import Caller
 from playserve_services.inference import convert
 from playserve_services.inference.core import InferenceCore, OpenRequest
@@ -32,7 +33,7 @@ from playserve_services.inference.decoding import Executed
 from playserve_services.inference.embedding import EpisodeInstructions, Waiting
 from playserve_services.inference.inbox import next_message
 from playserve_services.inference.loader import PolicyLoader
-from playserve_services.inference.outbox import Outbox, abort
+from playserve_services.inference.outbox import Outbox
 from playserve_services.inference.sampling import derive_seed
 from playserve_services.inference.sessions import Answer, Frame, Session, Slot
 

@@ -11,11 +11,11 @@ import grpc
 from playserve.errors import PlayserveError
 from playserve.v1 import policy_service_pb2 as ps
 from playserve.v1 import policy_service_pb2_grpc
+from playserve_services.aborting import abort
 from playserve_services.auth.gate import Caller
 from playserve_services.inference.catalog import version_key
 from playserve_services.inference.core import InferenceCore
 from playserve_services.inference.loader import PolicyLoader
-from playserve_services.inference.outbox import abort
 from playserve_services.inference.play import PlayStream
 from playserve_services.inference.rollout import RolloutStream
 

@@ -13,7 +13,7 @@ from playserve_services.auth.loopback import is_loopback
 from playserve_services.inference.core import CoreLimits
 from playserve_services.inference.graphs import GraphSetting
 
-__all__ = ["ServeSettings", "is_loopback", "parse_scopes"]
+__all__ = ["ServeSettings", "parse_scopes"]
 
 
 def parse_scopes(text: str) -> frozenset[Scope]:
@@ -202,6 +202,11 @@ class ServeSettings(BaseSettings):
     def authenticates(self) -> bool:
         """Whether callers must say who they are."""
         return bool(self.keys is not None or self.registry or self.jwt_issuer or self.certificate_scopes)
+
+    def address(self, port: int) -> str:
+        """Return "host:port" of one of our ports, an IPv6 address in brackets."""
+        host = f"[{self.host.strip('[]')}]" if ":" in self.host else self.host
+        return f"{host}:{port}"
 
     @property
     def max_message_bytes(self) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 import grpc
 
 from playserve.errors import BadSettingError
+from playserve.files import stamp
 
 __all__ = ["CertificateFiles", "ServerTls"]
 
@@ -55,15 +56,7 @@ class CertificateFiles:
 
     def stamp(self) -> tuple[tuple[int, int, int] | None, ...]:
         """Return what changes when one of the files does, or what its links point at."""
-        return tuple(_stamp(path) for path in (self.certificate, self.key, self.client_ca) if path is not None)
-
-
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size, status.st_ino
+        return tuple(stamp(path) for path in (self.certificate, self.key, self.client_ca) if path is not None)
 
 
 class ServerTls:
@@ -95,9 +88,9 @@ class ServerTls:
     def newest(self) -> tuple[object, grpc.ServerCertificateConfiguration]:
         """Return the newest certificates that fit together, and a mark that is another when they are others."""
         with self._lock:
-            stamp = self._files.stamp()
-            if stamp != self._stamp:
-                self._stamp = stamp  # a bad pair is tried again when the files change again
+            newest = self._files.stamp()
+            if newest != self._stamp:
+                self._stamp = newest  # a bad pair is tried again when the files change again
                 try:
                     self._initial = self._files.read()
                     _log.info("certificates read again from %s", self._files.certificate)

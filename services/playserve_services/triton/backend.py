@@ -17,7 +17,6 @@ import torch
 
 from playserve.errors import PlayserveError
 from playserve.specs import PolicySpec
-from playserve_services.inference.loader import RuntimeFactory
 from playserve_services.inference.staging import Array
 from playserve_services.triton.host import HostSettings, SlotHost
 from playserve_services.triton.sequences import TEXT, Sequences, SequenceStep
@@ -86,11 +85,7 @@ class SequenceModel:
         """Load the checkpoint."""
         settings, _ = _settings(args)
         folder = Path(args["model_repository"]) / args["model_version"] / "checkpoint"
-        factory = RuntimeFactory(
-            slots=settings.slots, max_batch=settings.max_batch,
-            buckets=[settings.max_batch] if settings.fixed_batch else None, device=settings.device,
-            autocast=settings.precision == "bfloat16",
-        )  # fmt: skip
+        factory = settings.factory(translates=True)
         policy, manifest = checkpoint.load(folder, device=settings.device)
         self._spec: PolicySpec = manifest.policy_spec()
         runtime = factory.make_runtime(self._spec, policy, factory.pool(policy, settings.policy))

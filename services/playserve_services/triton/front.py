@@ -24,8 +24,8 @@ from playserve_services.inference.slots import SlotPool
 from playserve_services.inference.staging import Array
 from playserve_services.triton.link import TritonLink
 from playserve_services.triton.tensors import control_arrays, control_of, request_arrays, rows_of_answer
+from playserve_trainer import checkpoint
 from playserve_trainer.models.policy import INSTRUCTION, Policy
-from playserve_trainer.models.registry import build
 from playserve_trainer.store import CheckpointStore, Entry
 
 __all__ = ["TritonFactory", "TritonPool", "TritonRuntime"]
@@ -64,12 +64,11 @@ class TritonPool(SlotPool):
 
     def read_chunk(self, slot: int, name: str, out: memoryview, begin: int = 0) -> None:
         """See :class:`SlotPool`; it waits for Triton, so never call it on the loop's thread."""
-        _, blob = self._move({"do": "read", "slot": slot, "tensor": name, "begin": begin, "size": len(out)}, b"")
-        out[:] = blob
+        out[:] = self._move("read", slot, b"", tensor=name, begin=begin, size=len(out))
 
     def write_chunk(self, slot: int, name: str, data: memoryview | bytes, begin: int = 0) -> None:
         """See :class:`SlotPool`; it waits for Triton, so never call it on the loop's thread."""
-        self._move({"do": "write", "slot": slot, "tensor": name, "begin": begin}, data)
+        self._move("write", slot, data, tensor=name, begin=begin)
 
     def export_slot(self, slot: int) -> dict[str, bytes]:
         """See :class:`SlotPool`."""
@@ -79,10 +78,11 @@ class TritonPool(SlotPool):
                 self.read_chunk(slot, name, memoryview(data))
         return {name: bytes(data) for name, data in found.items()}
 
-    def _move(self, value: dict[str, object], data: memoryview | bytes) -> tuple[dict[str, object], bytes]:
+    def _move(self, do: str, slot: int, data: memoryview | bytes, **what: str | int) -> bytes:
         model, version = self.through
-        value |= {"slot": self.first_slot + int(str(value["slot"])), "version": version}
-        return control_of(self._link.ask_blocking(model, control_arrays(value, data)))
+        asked = {"do": do, "slot": self.first_slot + slot, "version": version, **what}
+        _, blob = control_of(self._link.ask_blocking(model, control_arrays(asked, data)))
+        return blob
 
 
 class TritonRuntime:
@@ -193,9 +193,9 @@ class TritonFactory:
     def read(self, store: CheckpointStore, entry: Entry, cache: Path) -> tuple[Policy, PolicySpec]:
         """Return the policy of a version without its weights, and its spec; raises as the store does."""
         manifest = store.manifest(entry.policy, entry.version)
-        with torch.device("meta"):
-            policy = build(manifest.family, manifest.config)
-        return policy.eval(), dataclasses.replace(manifest.policy_spec(), name=entry.policy, version=entry.version)
+        return checkpoint.outline(manifest), dataclasses.replace(
+            manifest.policy_spec(), name=entry.policy, version=entry.version
+        )
 
     def pool(self, policy: Policy, name: str = "") -> TritonPool:
         """Return the slots of a policy's layout. Event loop's thread only."""

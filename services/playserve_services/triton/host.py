@@ -6,17 +6,16 @@ thread of its own, while batches of others go on (both touch different slots, as
 
 from __future__ import annotations
 
-import dataclasses
 import secrets
 import tempfile
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from playserve.errors import BadSettingError, DataLossError, NotReadyError, PlayserveError
 from playserve_services.inference.instructions import GivenInstructions
@@ -32,64 +31,57 @@ from playserve_services.triton.tensors import (
     control_of,
     rows_of,
 )
-from playserve_trainer import checkpoint
 from playserve_trainer.models.policy import INSTRUCTION
-from playserve_trainer.store import CheckpointStore
+from playserve_trainer.store import CheckpointStore, Entry
 
 __all__ = ["HostSettings", "SlotHost"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostSettings:
-    """Settings of one host; they travel as strings in the parameters of a Triton model.
+class HostSettings(BaseModel):
+    """Settings of one model; they travel as strings in its parameters, beside what is somebody else's."""
 
-    Attributes:
-        policy: Its name in the store.
-        store: Folder or fsspec URL of the checkpoint store.
-        slots: Slots of all fronts together.
-        max_batch: Most rows of a request.
-        fixed_batch: Compute every batch at max_batch rows.
-        device: Torch device.
-        threads: CPU threads of a computation.
-        precision: "float32" or "bfloat16".
-    """
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     policy: str
+    """Its name in the store."""
     store: str
-    slots: int = 256
-    max_batch: int = 64
+    """Folder or fsspec URL of the checkpoint store."""
+    slots: int = Field(default=256, ge=1)
+    """Slots of all fronts together, or sequences."""
+    max_batch: int = Field(default=64, ge=1)
+    """Most rows of a request."""
     fixed_batch: bool = False
+    """Compute every batch at max_batch rows."""
     device: str = "cpu"
-    threads: int = 1
-    precision: str = "float32"
+    """Torch device."""
+    threads: int = Field(default=1, ge=1)
+    """CPU threads of a computation."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the computation."""
 
     def to_parameters(self) -> dict[str, str]:
         """Return name and value as strings."""
-        return {field.name: str(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        return {name: str(value) for name, value in self.model_dump().items()}
 
     @classmethod
     def from_parameters(cls, given: Mapping[str, str]) -> HostSettings:
-        """Return the settings of a model's parameters; names that are not ours are somebody else's.
+        """Return the settings of a model's parameters.
 
         Raises:
             BadSettingError: One is missing or has a value that it cannot have.
         """
-        values: dict[str, Any] = {}
-        for field in dataclasses.fields(cls):
-            text = given.get(field.name)
-            if text is None:
-                continue
-            try:
-                values[field.name] = _PARSE[str(field.type)](text)
-            except (KeyError, ValueError) as error:
-                raise BadSettingError(f"parameter {field.name}: {text!r}, wanted {field.type}") from error
         try:
-            return cls(**values)
-        except TypeError as error:
-            raise BadSettingError(f"the model's parameters lack policy or store: {sorted(given)}") from error
+            return cls.model_validate(dict(given))
+        except ValidationError as error:
+            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise BadSettingError(f"the model's parameters: {problems}") from error
 
-
-_PARSE: Mapping[str, Any] = {"str": str, "int": int, "bool": {"True": True, "False": False}.__getitem__}
+    def factory(self, *, translates: bool) -> RuntimeFactory:
+        """Return what makes versions; see `TorchRuntime` for `translates`."""
+        return RuntimeFactory(
+            slots=self.slots, max_batch=self.max_batch, buckets=[self.max_batch] if self.fixed_batch else None,
+            device=self.device, autocast=self.precision == "bfloat16", translates=translates,
+        )  # fmt: skip
 
 
 class SlotHost:
@@ -102,11 +94,7 @@ class SlotHost:
     def __init__(self, settings: HostSettings) -> None:
         self._settings = settings
         torch.set_num_threads(settings.threads)
-        self._factory = RuntimeFactory(
-            slots=settings.slots, session_bytes=None, max_batch=settings.max_batch,
-            buckets=[settings.max_batch] if settings.fixed_batch else None, device=settings.device,
-            autocast=settings.precision == "bfloat16", translates=False,
-        )  # fmt: skip
+        self._factory = settings.factory(translates=False)
         self._cache = tempfile.TemporaryDirectory(prefix="playserve-triton-")
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="playserve-loader")
         self._versions: dict[str, Future[TorchRuntime]] = {}
@@ -179,9 +167,8 @@ class SlotHost:
 
     def _make(self, version: str) -> TorchRuntime:
         settings = self._settings
-        folder = CheckpointStore(settings.store).fetch(settings.policy, version, Path(self._cache.name))
-        policy, manifest = checkpoint.load(folder, device=torch.device(settings.device))
-        spec = dataclasses.replace(manifest.policy_spec(), name=settings.policy, version=version)
+        entry = Entry(settings.policy, version)
+        policy, spec = self._factory.read(CheckpointStore(settings.store), entry, Path(self._cache.name))
         with self._lock:
             pool = self._factory.pool(policy, settings.policy)
         return self._factory.make_runtime(spec, policy, pool)

@@ -65,8 +65,7 @@ def export_batch(settings: HostSettings, out: Path, *, version: str = "") -> Pat
         StateError: The model is there already.
         PolicyNotFoundError, VersionNotFoundError, DataLossError: As the store's.
     """
-    with tempfile.TemporaryDirectory() as cache:
-        spec, policy, _ = _look(settings, version, cache)
+    spec, policy, _ = _look(settings, version)
     heads = num_heads(spec, policy)
     config = _config(settings, "fronts of playserve")
     for name, dtype, per_head in ROW_TENSORS:
@@ -94,8 +93,9 @@ def export_batch(settings: HostSettings, out: Path, *, version: str = "") -> Pat
 
 def export_sequence(settings: HostSettings, out: Path, *, version: str = "") -> Path:
     """Write the sequence-batched repository of one version; return the model's folder. Arguments as `export_batch`."""
+    spec, policy, found = _look(settings, version)
     with tempfile.TemporaryDirectory() as cache:
-        spec, policy, folder = _look(settings, version, cache)
+        folder = CheckpointStore(settings.store).fetch(settings.policy, found, cache)
         model = _write(_sequence_config(settings, spec, policy), out, "SequenceModel")
         inside = model / _VERSION / "checkpoint"
         inside.mkdir()
@@ -132,15 +132,15 @@ def _sequence_config(settings: HostSettings, spec: PolicySpec, policy: Policy) -
     return config
 
 
-def _look(settings: HostSettings, version: str, cache: str) -> tuple[PolicySpec, Policy, Path]:
-    """Return what a version of the store is, and where it lies."""
+def _look(settings: HostSettings, version: str) -> tuple[PolicySpec, Policy, str]:
+    """Return the spec of a version of the store, its policy without weights, and its number."""
     store = CheckpointStore(settings.store)
     found = store.resolve(settings.policy, version)
-    folder = store.fetch(settings.policy, found, cache)
-    policy, manifest = checkpoint.load(folder)
+    manifest = store.manifest(settings.policy, found)
+    policy = checkpoint.outline(manifest)
     if unknown := set(policy.context_inputs()) - {TICKS, INSTRUCTION}:
         raise StateError(f"policy {settings.policy} has context inputs {sorted(unknown)}, which do not travel")
-    return manifest.policy_spec(), policy, folder
+    return manifest.policy_spec(), policy, found
 
 
 def _config(settings: HostSettings, whom: str) -> triton.ModelConfig:
