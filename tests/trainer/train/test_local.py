@@ -13,6 +13,7 @@ import pytest
 
 from playserve.errors import BadSettingError, ServerFault
 from playserve_trainer.train.local import local_processes
+from playserve_trainer.train.parallel import processes
 
 _RUN = [sys.executable, "-c", "import sys; from playserve.cli import main; sys.exit(main())", "train", "atari"]
 
@@ -61,6 +62,16 @@ def test_a_process_that_dies_is_named_with_what_it_said(tmp_path: Path) -> None:
         local_processes(2, tmp_path, command),
     ):
         raise RuntimeError("connection closed by peer")
+
+
+def test_a_process_that_dies_before_it_joins_leaves_nobody_waiting(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "import sys; sys.exit('no such device')"]
+    with (
+        pytest.raises(ServerFault, match=r"(?s)process 1 ended with status 1.*no such device"),
+        local_processes(2, tmp_path, command),
+        processes(),
+    ):
+        pytest.fail("it joined nobody")
 
 
 def test_others_learn_their_ranks_and_this_process_forgets_its_own(tmp_path: Path) -> None:

@@ -94,6 +94,9 @@ class DemoPlan:
         return {"name": self.name, "workers": self.workers, "games": games}
 
 
+# Without sticky actions: the usual 0.25 beside it takes a minute and more of a demo's quarter of an hour.
+_AS_TRAINED = ("--stickiness", "0")
+
 # Sized for two cores and fourteen minutes. Training stops by the clock, so that a slower machine learns less instead of
 # taking longer; the other stages are sized by their number of steps.
 FULL_PLAN = DemoPlan(
@@ -109,6 +112,7 @@ FULL_PLAN = DemoPlan(
             episodes=5,  # its scores differ little from game to game
             argmax_episodes=1,
             baseline_episodes=2,
+            play_flags=_AS_TRAINED,
         ),
         GamePlan(
             game="breakout",
@@ -117,13 +121,13 @@ FULL_PLAN = DemoPlan(
             # The first 500 steps of many games: an agent that is to score tens must know how games begin.
             steps=80_000,
             record_flags=("--max-steps", "500", "--epsilon", "0.05"),
-            minutes=3.2,
+            minutes=3.4,
             train_flags=("--eval-every-steps", "200"),
             episodes=32,
             argmax_episodes=2,
             baseline_episodes=2,
             # Two players never end a game by themselves: "always NOOP", and an argmax that will not serve.
-            play_flags=("--max-steps", "3000"),
+            play_flags=(*_AS_TRAINED, "--max-steps", "3000"),
         ),
         GamePlan(
             game="nethack",
@@ -132,7 +136,7 @@ FULL_PLAN = DemoPlan(
             goal_note="keys drawn as the expert draws them score 32, its bigrams 24",
             beats_baselines=True,
             steps=1_200_000,
-            minutes=3.0,
+            minutes=2.7,
             train_flags=("--eval-every-steps", "1500"),
             episodes=48,
             argmax_episodes=0,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from playserve.errors import BadSettingError, ServerFault
 
@@ -15,6 +17,7 @@ __all__ = ["local_processes", "started_as"]
 
 _LEAVE_S = 30.0
 _TAIL_LINES = 8
+_LOOK_S = 0.2
 
 
 def started_as() -> int:
@@ -50,6 +53,8 @@ def local_processes(
         return
     from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it is public, but not listed
 
+    from playserve_trainer.train.parallel import GONE
+
     out.mkdir(parents=True, exist_ok=True)
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # on any free port
     variables = {
@@ -60,11 +65,32 @@ def local_processes(
     with ExitStack() as stack:
         stack.callback(_dismiss, others)
         others.extend(_start(command or _this_command(), rank, variables, out) for rank in range(1, count))
+        stack.enter_context(_watched(others, store, GONE))
         stack.enter_context(_variables(_of_rank(0, variables)))
         try:
             yield
         except RuntimeError as error:
             raise _lost(others, out, again) or error from error
+
+
+@contextmanager
+def _watched(others: Sequence[subprocess.Popen[bytes]], store: Any, key: str) -> Iterator[None]:
+    """Set `key` when one of the others has ended: who waits for them to join would wait for hours."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(_LOOK_S):
+            if any(process.poll() is not None for process in others):
+                store.set(key, "")
+                return
+
+    thread = threading.Thread(target=watch, name="playserve-others", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _start(command: Sequence[str], rank: int, variables: Mapping[str, str], out: Path) -> subprocess.Popen[bytes]:

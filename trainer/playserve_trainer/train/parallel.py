@@ -10,6 +10,7 @@ import contextlib
 import copy
 import datetime
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -21,13 +22,19 @@ from torch import Tensor, nn
 from playserve.errors import BadSettingError
 from playserve_trainer.models.policy import ForwardOutput, Policy
 
-__all__ = ["Forward", "Group", "full", "local_device", "processes", "shard_like", "split", "spread",
+__all__ = ["GONE", "Forward", "Group", "full", "local_device", "processes", "shard_like", "split", "spread",
            "whole_policy"]  # fmt: skip
 
 Forward = Callable[..., ForwardOutput]
 
 # Reading a large data set for the first time happens in one process while the others wait.
 _TIMEOUT = datetime.timedelta(hours=6)
+# Nobody needs so long to start; torch's own rendezvous would wait as long as for a collective.
+_MEET_S = 600.0
+_LOOK_S = 0.1
+
+#: Key in the store of the rendezvous by which whoever started the processes says that one of them has ended.
+GONE = "playserve/gone"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,15 +97,36 @@ def processes() -> Iterator[Group]:
     """Join the processes that torchrun started; without torchrun a group of one.
 
     A context manager: the group ends with it.
+
+    Raises:
+        RuntimeError: Some did not come.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield Group()
         return
+    _meet()
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_TIMEOUT)
     try:
         yield Group(dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()
+
+
+def _meet() -> None:
+    """Have the first process wait until all are there, or one is known to have ended; with it the others would wait."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return  # then the store is the first process's own, and begins with torch's rendezvous
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    store = dist.TCPStore(  # type: ignore[attr-defined]  # it is public, but not listed
+        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, wait_for_workers=False
+    )
+    here = f"playserve/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/here"
+    store.set(f"{here}/{rank}", "")
+    deadline = time.monotonic() + _MEET_S
+    while rank == 0 and (missing := [i for i in range(size) if not store.check([f"{here}/{i}"])]):
+        if store.check([GONE]) or time.monotonic() > deadline:
+            raise RuntimeError(f"processes {missing} of {size} did not come")
+        time.sleep(_LOOK_S)
 
 
 def local_device(device: torch.device) -> torch.device:
