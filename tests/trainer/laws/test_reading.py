@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 
 from playserve.errors import BadSettingError, DataLossError, NotFoundError
@@ -28,6 +29,16 @@ def test_a_grid_brings_losses_episodes_and_returns(tmp_path):
     assert table.convention == "exact"
     assert table.numbers["return_mean"][0] == 5.0
     assert table.episode_losses() is not None
+
+
+def test_a_grid_brings_returns_where_nothing_was_learnt(tmp_path):
+    folder = grid(tmp_path, CELL, returns={"cell": "c1", "return_mean": 5.0, "return_se": 0.5, "return_n": 100})
+    (folder / "returns" / "transfer").mkdir()
+    away = {"cell": "c1", "return_mean": 1.0, "return_se": None, "return_n": 1}
+    (folder / "returns" / "transfer" / "c1.json").write_text(json.dumps(away))
+    numbers = read_cells(folder).numbers
+    assert (numbers["return_mean"][0], numbers["transfer_mean"][0], numbers["transfer_n"][0]) == (5.0, 1.0, 1.0)
+    assert np.isnan(numbers["transfer_se"][0])
 
 
 def test_an_unfinished_grid_and_mixed_conventions_are_refused(tmp_path):

@@ -30,6 +30,8 @@ def figures_of(group: Mapping[str, Any]) -> dict[str, Figure]:
         "optima": _optima(group),
         "isoflop-return": _isoflop(group, "return_mean"),
         "loss-return": _loss_return(group),
+        "loss-data": _by_data(group, ("loss",), "held-out loss, nats a label"),
+        "return-data": _by_data(group, ("return_mean", "transfer_mean"), "mean return"),
     }
     return {name: figure for name, figure in found.items() if figure is not None}
 
@@ -160,6 +162,32 @@ def _forecasts(group: Mapping[str, Any], estimator: str) -> list[Mapping[str, An
 
 def _held_out(group: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     return group["hold_out"] if isinstance(group["hold_out"], list) else []
+
+
+def _by_data(group: Mapping[str, Any], names: Sequence[str], label: str) -> Figure | None:
+    """Loss (or returns; where nothing was learnt they are dashed) over unique data, one colour a size."""
+    curves = group["by_data"]
+    known = [name for name in names if any(point[name] is not None for curve in curves for point in curve["points"])]
+    if not known:
+        return None
+    figure, (ax,) = _figure()
+    for at, curve in enumerate(curves):
+        for name in known:
+            points = [point for point in curve["points"] if point[name] is not None]
+            transfer = name == "transfer_mean"
+            ax.errorbar(
+                [point["unique_samples"] for point in points], [point[name] for point in points],
+                [point.get(name.replace("mean", "se")) or 0.0 for point in points] if name != "loss" else None,
+                fmt="x--" if transfer else "o-", color=_colour(at, len(curves)), markersize=4, linewidth=1, capsize=2,
+                label=f"{curve['size']}, N = {curve['params']:,.0f}" + (" (not learnt)" if transfer else ""),
+            )  # fmt: skip
+    ax.set_xscale("log")
+    if known == ["loss"]:
+        ax.set_yscale("log")
+    ax.set_xlabel("unique samples")
+    ax.set_ylabel(label)
+    ax.legend(title="size", fontsize=7, title_fontsize=7)
+    return figure
 
 
 def _loss_return(group: Mapping[str, Any]) -> Figure | None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from playserve_trainer.laws.break_point import break_points
+from playserve_trainer.laws.by_data import data_curves
 from playserve_trainer.laws.constrained import fit_constrained
 from playserve_trainer.laws.estimators import Fit, OptimaFit, Settings, SurfaceFit, chosen, fit_optima
 from playserve_trainer.laws.forecasting import fit_numbers, forecast
@@ -102,6 +103,7 @@ def _fit_group(table: CellTable, options: FitOptions, expert: float | None) -> d
         "is_6nd": table.is_6nd,
         "intervals_hold": Resampler(fitted).notes(),
         "curves": [_curve(table, target) for target in ("loss", "return_mean")],
+        "by_data": _plain(data_curves(table)),
         "laws": laws,
         "many_starts": _many_starts(fitted, options, laws.get("parametric", {})),
         "constrained": _or_refusal(lambda: _constrained(fitted)),

@@ -18,7 +18,7 @@ __all__ = ["read_cells", "read_tables"]
 
 
 def read_cells(source: str | Path) -> CellTable:
-    """Return the table in a grid's folder (cells/*.json, returns/*.json), a .csv, .parquet or .json file.
+    """Return the table in a grid's folder (cells/*.json, returns/**/*.json), a .csv, .parquet or .json file.
 
     Raises:
         NotFoundError: It is not there.
@@ -91,15 +91,22 @@ def _read_grid(folder: Path) -> CellTable:
         raise TooFewCellsError(f"{folder} has no finished cell in {folder / 'cells'}")
     rows = [_load(path) for path in paths]
     for row, path in zip(rows, paths, strict=True):
-        returns = folder / "returns" / path.name
-        if returns.exists():
-            row.update({name: value for name, value in _load(returns).items() if name.startswith("return_")})
+        row.update(_return_of(folder / "returns" / path.name, "return_"))
+        row.update(_return_of(folder / "returns" / "transfer" / path.name, "transfer_"))
     conventions = sorted({str(row.get("flops_convention", "not stated")) for row in rows})
     if len(conventions) > 1:
         raise BadSettingError(f"{folder} mixes ways to count FLOPs: {'; '.join(conventions)}")
     return CellTable.from_columns(
         _columns(rows), clusters=[_clusters(row) for row in rows], convention=conventions[0], source=str(folder)
     )
+
+
+def _return_of(path: Path, prefix: str) -> dict[str, Any]:
+    """Return the numbers of a cell's measured return, under names with this prefix; none if it was not measured."""
+    if not path.exists():
+        return {}
+    found = _load(path)
+    return {f"{prefix}{name}": found[f"return_{name}"] for name in ("mean", "se", "n") if f"return_{name}" in found}
 
 
 def _load(path: Path) -> Any:

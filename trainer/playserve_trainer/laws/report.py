@@ -22,6 +22,8 @@ _CAPTIONS = {
     "trained beyond the fit.",
     "isoflop-return": "Mean return through the endpoint over parameters, one curve a budget.",
     "loss-return": "Return over held-out loss, one point a size and budget.",
+    "loss-data": "Held-out loss of the best checkpoint over unique data, one curve a size.",
+    "return-data": "Return of the best checkpoint over unique data, a curve a size; dashed: where nothing was learnt.",
 }
 
 
@@ -74,7 +76,7 @@ def _group(group: Mapping[str, Any], figures: Mapping[str, str]) -> str:
             f"<section><h2>{escape(rows.group_name(group))}</h2>",
             f"<p>{group['cells']} cells, {group['held_out_cells']} of them held out from every fit.</p>",
             pictures, _hold_out(group["hold_out"]), _forecasts(group["forecasts"]), _laws(group),
-            _returns(group["returns"]), "</section>",
+            _by_data(group["by_data"]), _returns(group["returns"]), "</section>",
         )
     )  # fmt: skip
 
@@ -107,6 +109,10 @@ def _forecasts(value: Any) -> str:
         return ""
     table, refused = rows.forecasts(value)
     return "<h3>Forecasts</h3>" + (_table(table) if table.rows else "") + _list(refused)
+
+
+def _by_data(value: Any) -> str:
+    return f"<h3>By unique data</h3>{_table(rows.by_data(value))}" if value else ""
 
 
 def _returns(value: Any) -> str:

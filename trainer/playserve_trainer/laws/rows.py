@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 __all__ = [
     "Rows",
+    "by_data",
     "comparisons",
     "forecasts",
     "group_name",
@@ -158,6 +159,27 @@ def returns(value: Mapping[str, Any]) -> list[str]:
         end = f"ends at {number(1 / offset)}" if offset else "shows no end"
         found.append(f"Saturating law of C: {law.get('why', end)}.")
     return found
+
+
+def by_data(value: Sequence[Mapping[str, Any]]) -> Rows:
+    """Return every size at every amount of unique data, by its best checkpoint."""
+    points = [(curve, point) for curve in value for point in curve["points"]]
+    shown = [
+        (name, f"{title} +- se")
+        for name, title in (("return", "return"), ("transfer", "return where nothing was learnt"))
+        if any(point[f"{name}_mean"] is not None for _, point in points)
+    ]
+    rows = [
+        [curve["size"], number(curve["params"]), f"{point['unique_samples']:,.0f}", f"{point['epochs']:.1f}",
+         f"{point['loss']:.4f}", *(_with_error(point[f"{name}_mean"], point[f"{name}_se"]) for name, _ in shown)]
+        for curve, point in points
+    ]  # fmt: skip
+    header = ("size", "N", "unique samples", "epochs at the best", "loss", *(title for _, title in shown))
+    return Rows(header, rows)
+
+
+def _with_error(mean: float | None, error: float | None) -> str:
+    return number(mean) if mean is None or error is None else f"{number(mean)} +- {number(error, 2)}"
 
 
 def comparisons(value: Sequence[Mapping[str, Any]]) -> Rows:

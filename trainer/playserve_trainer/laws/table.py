@@ -21,10 +21,11 @@ __all__ = ["ALIASES", "NUMBERS", "WORDS", "CellTable", "Clusters", "Floats", "jo
 
 Floats = NDArray[np.float64]
 
-#: Columns of numbers; NaN where nothing was measured. `unique` is the share of a data set that a run learns from.
+#: Columns of numbers; NaN where nothing was measured. `unique` is the share of a data set that a run learns from,
+#: `transfer_` the return where nothing was learnt.
 NUMBERS = (
     "flops", "params", "params_non_embedding", "samples", "unique_samples", "unique", "budget", "seed", "loss",
-    "loss_se", "return_mean", "return_se", "return_n", "held_out",
+    "loss_se", "return_mean", "return_se", "return_n", "transfer_mean", "transfer_se", "transfer_n", "held_out",
 )  # fmt: skip
 
 #: Columns of words; "" where nothing is said.

@@ -12,7 +12,7 @@ from playserve_trainer.laws import rows
 
 __all__ = ["print_fit", "print_forecasts"]
 
-_WORDS = {"law", "number", "task", "first", "second", "verdict", ""}
+_WORDS = {"law", "number", "task", "first", "second", "verdict", "size", ""}
 
 
 def print_fit(console: Console, found: Mapping[str, Any]) -> None:
@@ -28,6 +28,8 @@ def print_fit(console: Console, found: Mapping[str, Any]) -> None:
             console.print(f"Hold-out: {group['hold_out']['why']}", markup=False)
         for of in hold_outs:
             _print(console, of, f"Held out: {of.title}")
+        if group["by_data"]:
+            _print(console, rows.by_data(group["by_data"]), "By unique data")
         for line in rows.returns(group["returns"]):
             console.print(f"Returns: {line}", markup=False)
     print_forecasts(console, found)
