@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # `play` is not among them: pynput needs evdev, which has no wheel and so needs a C compiler and kernel headers. It is
 # tried afterwards; without it the tests of the desktop client are skipped by name.
-EXTRAS ?= envs,train,serve,control,text,laws
+EXTRAS ?= envs,train,serve,control,text,laws,trace
 PIP_VERSION := 26.3
 # More arguments for pip, for example --extra-index-url https://download.pytorch.org/whl/cpu for the small torch.
 PIP_ARGS ?=
@@ -27,7 +27,7 @@ GPU_WHEELS ?= googleapis-common-protos
 SOURCE_ROOTS := proto client trainer services
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-doom doom test lint types fix gen baseline bench gpu gpu-wheels system-deps constraints clean distclean
+.PHONY: help install demo demo-doom doom test lint types fix gen baseline bench fuzz audit gpu gpu-wheels system-deps constraints clean distclean
 
 help: ## Lists the targets.
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -91,6 +91,15 @@ bench: $(STAMP) ## The budgets, measured; results in runs/bench.
 		name=$$(basename $$script .py); echo "== $$name"; \
 		$(BIN)/python $$script --out $(BENCH_OUT)/$${name#bench_}.json $(BENCH_ARGS) || status=1; \
 	done; exit $$status
+
+fuzz: $(STAMP) ## A long search for bytes that break the decoding, then a million random messages to a real server (hours).
+	@for target in play_request rollout_request play_response status recap traceparent session; do \
+		$(BIN)/python tests/fuzz/fuzz.py $$target --seconds 600 || exit 1; done
+	PYTHONPATH=tests/support:tests/fuzz $(BIN)/python tests/fuzz/crowd.py --messages 1000000
+
+audit: $(STAMP) ## Licences of everything pinned, and known vulnerabilities (needs pip-audit and a network).
+	$(BIN)/python deploy/dev/audit.py licences
+	$(BIN)/python deploy/dev/audit.py vulnerabilities
 
 gpu: ## Every GPU test and benchmark, on a machine with torch and nothing of ours installed (needs: deploy/dev/README.md).
 	$(GPU_PYTHON) deploy/dev/gpu.py $(PYTEST_ARGS)

@@ -26,11 +26,12 @@ Schema = dict[str, Any]
 INFERENCE_OWN = {
     "store", "host", "port", "admin_port", "metrics_port", "health_port", "insecure_listen", "device", "drain_grace_s",
     "log_format", "tls_cert", "tls_key", "tls_client_ca", "keys", "registry", "registry_key_file", "registry_ca",
-    "registry_cache", "replica", "advertise", "advertise_admin",
+    "registry_cache", "replica", "advertise", "advertise_admin", "peers", "peers_dns", "peers_key_file", "peers_ca",
+    "peers_name",
 }  # fmt: skip
 CONTROL_OWN = {
     "data", "database", "store", "host", "port", "tls_cert", "tls_key", "insecure_listen", "replica_key",
-    "replica_tls_ca", "job_key", "log_format",
+    "replica_tls_ca", "replica_tls_cert", "replica_tls_key", "job_key", "log_format", "cluster", "grids",
 }  # fmt: skip
 
 _QUANTITY = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?([kMGTP]i?|m)?$"}

@@ -21,6 +21,7 @@ Render = Callable[[dict[str, Any]], fleet.Rendered]
 FILES = fleet.CHART / "files"
 EVALUATION = {"enabled": True, "arguments": ["nethack", "--episodes", "8"], "shards": 3, "existingClaim": "results"}
 CONTROL = {"enabled": True, "tls": {"existingSecret": "control-tls"}}
+JOBS = {"enabled": True, "existingClaim": "jobs"}
 GRID = {"enabled": True, "existingClaim": "grids", "runs": 5}
 
 
@@ -167,13 +168,67 @@ def test_postgresql_comes_from_a_secret_and_takes_several(scenario: Callable[[st
 
 def test_control_may_start_jobs_only_where_that_is_said(render: Render) -> None:
     assert not render({"control": CONTROL}).of("Role")
-    role = render({"control": {**CONTROL, "jobs": {"enabled": True}}}).one("Role")
-    assert {tuple(rule["resources"]) for rule in role["rules"]} == {
-        ("jobs",),
-        ("jobs/status",),
-        ("pods",),
-        ("pods/log",),
-    }
+    assert not render({"control": CONTROL}).of("ConfigMap", "-cluster")
+    rendered = render({"control": {**CONTROL, "jobs": JOBS}})
+    # tests/services/control/test_cluster.py holds them against the calls that control makes.
+    rights = {(rule["resources"][0], *rule["verbs"]) for rule in rendered.one("Role")["rules"]}
+    assert rights == {("jobs", "create", "get", "delete"), ("pods", "list"), ("pods/log", "get")}
+    binding = rendered.one("RoleBinding")
+    assert [subject["name"] for subject in binding["subjects"]] == ["games-playserve-control"]
+
+
+def test_control_is_told_how_its_jobs_become_kubernetes_jobs(render: Render, tmp_path: Path) -> None:
+    from playserve_services.control.jobs.cluster.manifests import job_manifest, work_of
+    from playserve_services.control.jobs.cluster.settings import load_cluster
+    from playserve_services.control.jobs.requests import parse_request
+
+    more = {"grid": {"processes": 2, "gpu": {"count": 2}, "runtimeClassName": "nvidia"},
+            "evaluation": {"tlsSecret": "fleet-tls"}}  # fmt: skip
+    keys = {"keys": {"existingSecret": "control-keys"}}
+    rendered = render({"control": {**CONTROL, **keys, "jobs": JOBS}, "jobs": more, "store": {"s3": {"region": "eu"}}})
+    file = tmp_path / "cluster.json"
+    file.write_text(rendered.one("ConfigMap", "-cluster")["data"]["cluster.json"])
+    cluster = load_cluster(file)
+    request = {"kind": "evaluation", "family": "atari", "game": "pong", "policy": "p", "version": "1", "server": "s:1"}
+    work = work_of(cluster, "0" * 16, parse_request(request), None)
+    manifest = job_manifest(cluster, "0" * 16, "evaluation", work)
+    assert fleet.validate([manifest]) == []
+    # The pods are those of the chart's own Jobs: account, labels that policies select by, image.
+    accounts = {account["metadata"]["name"] for account in rendered.of("ServiceAccount")}
+    pod = manifest["spec"]["template"]
+    assert pod["spec"]["serviceAccountName"] in accounts
+    policy = rendered.one("NetworkPolicy", "-evaluation")["spec"]["podSelector"]["matchLabels"]
+    assert policy.items() <= pod["metadata"]["labels"].items()
+    assert cluster.grid is not None
+    assert (cluster.grid.processes, cluster.grid.resources["limits"]["nvidia.com/gpu"]) == (2, "2")
+    assert cluster.grid.env == {"AWS_DEFAULT_REGION": "eu"}
+    assert cluster.key is not None
+    assert cluster.key.model_dump() == {"secret": "control-keys", "item": "jobs"}
+    deployment = rendered.one("Deployment", "-control")
+    mounts = deployment["spec"]["template"]["spec"]["containers"][0]["volumeMounts"]
+    assert {"name": "jobs", "mountPath": str(cluster.folder)} in mounts
+
+
+def test_jobs_are_off_without_a_cluster_and_four_at_once_with_one(render: Render) -> None:
+    def most(control: dict[str, Any]) -> str:
+        (container,) = render({"control": control}).one("Deployment", "-control")["spec"]["template"]["spec"][
+            "containers"
+        ]
+        (found,) = [v["value"] for v in container["env"] if v["name"] == "PLAYSERVE_CONTROL_MAX_JOBS"]
+        return str(found)
+
+    assert most(CONTROL) == "0"
+    assert most({**CONTROL, "jobs": JOBS}) == "4"
+    assert most({**CONTROL, "jobs": JOBS, "settings": {"max_jobs": 9}}) == "9"
+
+
+def test_with_mutual_tls_control_shows_replicas_a_certificate(render: Render) -> None:
+    security = {"insecureListen": False, "tls": {"existingSecret": "fleet", "mutual": True}}
+    pod = render({"control": CONTROL, "security": security}).one("Deployment", "-control")["spec"]["template"]["spec"]
+    told = {item["name"]: item.get("value") for item in pod["containers"][0]["env"]}
+    assert told["PLAYSERVE_CONTROL_REPLICA_TLS_CERT"] == "/etc/playserve/fleet/tls.crt"
+    (volume,) = [volume for volume in pod["volumes"] if volume["name"] == "fleet"]
+    assert {item["key"] for item in volume["secret"]["items"]} == {"ca.crt", "tls.crt", "tls.key"}
 
 
 def test_triton_shares_memory_and_is_asked_by_inference_alone(scenario: Callable[[str], fleet.Rendered]) -> None:

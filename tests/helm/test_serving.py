@@ -47,6 +47,37 @@ def test_a_pod_has_longer_to_end_than_a_drain_takes(every: fleet.Rendered) -> No
     assert grace_s < hook_s < pod["terminationGracePeriodSeconds"]
 
 
+def test_a_drain_hands_sessions_to_the_other_replicas_by_their_service(every: fleet.Rendered) -> None:
+    _, container = inference(every)
+    told = variables(container)
+    [headless] = [service for service in every.of("Service") if service["metadata"]["name"].endswith("-replicas")]
+    assert told["PLAYSERVE_ADVERTISE"], "a player who is sent on needs a name to dial"
+    if "PLAYSERVE_PEERS_DNS" not in told:
+        assert "PLAYSERVE_KEYS" in told or "PLAYSERVE_REGISTRY" in told, "only missing keys keep them apart"
+        return
+    name, _, port = told["PLAYSERVE_PEERS_DNS"].partition(":")
+    assert name.startswith(f"{headless['metadata']['name']}.")
+    assert int(port) == int(told["PLAYSERVE_PORT"])
+    if "PLAYSERVE_TLS_CERT" in told:  # one that the wildcard of the replicas' certificate holds
+        assert told["PLAYSERVE_PEERS_NAME"] == f"peer.{name}"
+    mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
+    assert ("PLAYSERVE_PEERS_KEY_FILE" in told) == ("/etc/playserve/peers" in mounts)
+
+
+def test_replicas_show_each_other_the_key_that_they_want_of_each_other(render: Render) -> None:
+    keyed = {"security": {"insecureListen": True, "keys": {"existingSecret": "file"}}}
+    _, container = inference(render(keyed))
+    assert "PLAYSERVE_PEERS_DNS" not in variables(container)
+    pod, container = inference(render({**keyed, "inference": {"handoff": {"existingSecret": "peers"}}}))
+    assert variables(container)["PLAYSERVE_PEERS_KEY_FILE"] == "/etc/playserve/peers/peers"
+    [volume] = [volume for volume in pod["volumes"] if volume["name"] == "peers"]
+    assert volume["secret"]["secretName"] == "peers"
+    _, container = inference(
+        render({"security": {"insecureListen": True}, "inference": {"handoff": {"enabled": False}}})
+    )
+    assert "PLAYSERVE_PEERS_DNS" not in variables(container)
+
+
 def test_the_drain_runs_in_the_hook_and_ends_with_the_server(scenario: Callable[[str], fleet.Rendered]) -> None:
     """The hook's own command, against a process that drains as the server does: exits by itself after a while."""
     _, container = inference(scenario("laptop-cpu"))
@@ -224,6 +255,10 @@ def test_mutual_tls_names_the_authority_of_clients(scenario: Callable[[str], fle
         ({"external": {"mode": "gateway", "gateway": {"route": "TCPRoute", "basePort": 50055}}}, "not 50055"),
         ({"control": {"enabled": True}}, "by https alone"),
         ({"control": {"enabled": True, "replicas": 2, "tls": {"existingSecret": "tls"}}}, "SQLite takes one"),
+        (
+            {"control": {"enabled": True, "tls": {"existingSecret": "tls"}, "jobs": {"enabled": True}}},
+            "control.jobs.existingClaim",
+        ),
         ({"triton": {"enabled": True}}, "modelRepositoryClaim"),
         ({"triton": {"enabled": True, "compute": True, "replicas": 2, "modelRepositoryClaim": "m"}}, "not 2"),
         ({"jobs": {"grid": {"enabled": True, "existingClaim": "a", "processes": 2, "gpu": {"count": 1}}}}, "takes one"),

@@ -43,6 +43,14 @@
 {{- if and $values.control.enabled (gt (int $values.control.replicas) 1) (not (include "playserve.databaseSecret" .)) -}}
 {{- fail (printf "control.replicas is %d, but SQLite takes one: set control.database" (int $values.control.replicas)) -}}
 {{- end -}}
+{{- with $values.control.jobs -}}
+{{- if and $values.control.enabled .enabled (not .existingClaim) -}}
+{{- fail "control.jobs.enabled needs control.jobs.existingClaim, the volume of grids and results" -}}
+{{- end -}}
+{{- if and $values.control.enabled .enabled $tls (not $values.jobs.evaluation.tlsSecret) -}}
+{{- fail "the fleet has TLS: control.jobs needs jobs.evaluation.tlsSecret, with ca.crt (and tls.crt, tls.key for mutual TLS)" -}}
+{{- end -}}
+{{- end -}}
 {{- if and $values.triton.enabled (not $values.triton.modelRepositoryClaim) -}}
 {{- fail "triton.enabled needs triton.modelRepositoryClaim, the volume that `playserve triton export` wrote to" -}}
 {{- end -}}

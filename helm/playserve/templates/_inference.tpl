@@ -54,6 +54,7 @@ volumeMounts: {{- include "playserve.inferenceMounts" . | trim | nindent 2 }}
 {{- end -}}
 {{- if include "playserve.keysSecret" . -}}{{- $_ := set $settings "keys" "/etc/playserve/keys/keys.json" -}}{{- end -}}
 {{- if .Values.control.enabled -}}{{- $_ := merge $settings (include "playserve.registrySettings" . | fromYaml) -}}{{- end -}}
+{{- $_ := merge $settings (include "playserve.handoffSettings" . | fromYaml) -}}
 {{- if and .Values.triton.enabled .Values.triton.compute -}}
 {{- $triton := include "playserve.name" (list . "triton") -}}
 {{- $_ := merge $settings (dict "engine" "triton" "triton_front" "$(POD_INDEX)"
@@ -82,6 +83,14 @@ registry_key_file: /etc/playserve/registry/registry
 registry_cache: /var/lib/playserve/registry.json
 replica: $(POD_NAME)
 advertise_admin: {{ printf "%s:%d" $pod (int $ports.admin) }}
+{{- end -}}
+
+{{/* Where players reach a replica, and to whom it hands its sessions when it drains. */}}
+{{- define "playserve.handoffSettings" -}}
+{{- $ports := .Values.inference.ports -}}
+{{- $external := .Values.external -}}
+{{- $zone := printf "%s-replicas.%s.svc.%s" (include "playserve.name" (list . "inference")) .Release.Namespace .Values.clusterDomain -}}
+{{- $pod := printf "$(POD_NAME).%s" $zone -}}
 {{- if or (eq $external.mode "none") (not $external.domain) }}
 advertise: {{ printf "%s:%d" $pod (int $ports.grpc) }}
 {{- else if eq $external.mode "loadBalancer" }}
@@ -91,6 +100,27 @@ advertise: {{ printf "$(POD_NAME).%s:%d" $external.domain (int $external.gateway
 {{- else }}
 advertise: {{ printf "%s:%d$(POD_INDEX)" $external.domain (div (int $external.gateway.basePort) 10) }}
 {{- end }}
+{{- if include "playserve.handsOver" . }}
+peers_dns: {{ printf "%s:%d" $zone (int $ports.grpc) }}
+{{- if include "playserve.tlsSecret" . }}
+peers_ca: /etc/playserve/tls/ca.crt
+peers_name: {{ printf "peer.%s" $zone }}
+{{- end }}
+{{- if include "playserve.peersSecret" . }}
+peers_key_file: /etc/playserve/peers/peers
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* The Secret with the key, of scope admin, that replicas show each other; empty: none. Control has one for steering replicas. */}}
+{{- define "playserve.peersSecret" -}}
+{{- default .Values.control.keys.existingSecret .Values.inference.handoff.existingSecret -}}
+{{- end -}}
+
+{{/* Whether replicas can hand sessions over: not where they want keys of each other and have none. */}}
+{{- define "playserve.handsOver" -}}
+{{- $keys := or (include "playserve.keysSecret" .) .Values.control.enabled -}}
+{{- if and .Values.inference.handoff.enabled (or (not $keys) (include "playserve.peersSecret" .)) }}true{{ end -}}
 {{- end -}}
 
 {{- define "playserve.inferenceMounts" -}}
@@ -110,6 +140,9 @@ advertise: {{ printf "%s:%d$(POD_INDEX)" $external.domain (div (int $external.ga
 {{- end }}
 {{- if and .Values.control.enabled .Values.control.keys.existingSecret }}
 - {name: registry, mountPath: /etc/playserve/registry, readOnly: true}
+{{- end }}
+{{- if and (include "playserve.handsOver" .) (include "playserve.peersSecret" .) }}
+- {name: peers, mountPath: /etc/playserve/peers, readOnly: true}
 {{- end }}
 {{- with .Values.inference.extraVolumeMounts }}
 {{ toYaml . }}
@@ -133,6 +166,9 @@ advertise: {{ printf "%s:%d$(POD_INDEX)" $external.domain (div (int $external.ga
 {{- end }}
 {{- if and .Values.control.enabled .Values.control.keys.existingSecret }}
 - {name: registry, secret: {secretName: {{ .Values.control.keys.existingSecret }}, defaultMode: 288, items: [{key: registry, path: registry}]}}
+{{- end }}
+{{- if and (include "playserve.handsOver" .) (include "playserve.peersSecret" .) }}
+- {name: peers, secret: {secretName: {{ include "playserve.peersSecret" . }}, defaultMode: 288, items: [{key: {{ ternary "peers" "replicas" (ne .Values.inference.handoff.existingSecret "") }}, path: peers}]}}
 {{- end }}
 {{- with .Values.inference.extraVolumes }}
 {{ toYaml . }}
