@@ -15,6 +15,7 @@ from playserve.errors import BadSettingError, DataLossError, UnauthenticatedErro
 from playserve.files import read_json, stamp, write_private
 from playserve_services.auth.keys import ApiKey, check_key
 from playserve_services.auth.principal import AuthMethod, Credentials, Principal, now_utc
+from playserve_services.validation import in_words
 
 __all__ = ["ApiKeys", "KeyFile", "KeyFileWatch", "KeyRing"]
 
@@ -62,8 +63,7 @@ class KeyFile:
         try:
             return _Document.model_validate(document).keys
         except ValidationError as error:
-            where = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            raise DataLossError(f"{self.path} is no key file: {where}") from error
+            raise DataLossError(f"{self.path} is no key file: {in_words(error.errors())}") from error
 
     def change(self, change: Callable[[list[ApiKey]], Iterable[ApiKey]], *, missing_ok: bool = False) -> None:
         """Replace its keys by what `change` makes of them; two processes do so one after the other.

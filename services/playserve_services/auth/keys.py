@@ -31,6 +31,9 @@ class Scope(StrEnum):
     PLAY = "play"
     ROLLOUT = "rollout"
     PUBLISH = "publish"
+    REPLICA = "replica"
+    """Of an inference server: reads the registry's view, and says how it is. It is trusted with the addresses that it
+    tells, which the control plane dials with its own key."""
     ADMIN = "admin"
 
 

@@ -15,11 +15,11 @@ import jwt
 
 from playserve.errors import BadSettingError, ServerUnavailableError, UnauthenticatedError
 from playserve.files import stamp
-from playserve_services.auth.http import HttpError, fetch
+from playserve_services.auth.http import HttpError, check_url, fetch
 from playserve_services.auth.keys import MAX_PRINCIPAL, Scope
 from playserve_services.auth.principal import AuthMethod, Credentials, Principal, now_utc
 
-__all__ = ["ALGORITHMS", "FileJwks", "JwksSource", "Jwts", "TokenRules", "UrlJwks"]
+__all__ = ["ALGORITHMS", "FileJwks", "JwksSource", "Jwts", "TokenRules", "UrlJwks", "jwks_at"]
 
 _log = logging.getLogger(__name__)
 
@@ -132,6 +132,15 @@ class UrlJwks:
             self._fetched = self._clock()
         except (HttpError, BadSettingError) as error:
             _log.warning("the keys of the token issuer stay as they were: %s: %s", self._url, error)
+
+
+def jwks_at(where: str) -> JwksSource:
+    """Return the keys at a path or a URL.
+
+    Raises:
+        BadSettingError: The file is no JWKS, or the URL may not be asked.
+    """
+    return UrlJwks(check_url("jwt_jwks", where)) if "://" in where else FileJwks(Path(where))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     migrate.set_defaults(act=_migrate)
 
+    sync = actions.add_parser(
+        "sync", help="register what the store has and the registry has not, such as after the loss of its database",
+        epilog=_DATABASE,
+    )  # fmt: skip
+    _add_common(sync)
+    sync.add_argument("--store", metavar="URL", help="folder or URL of the checkpoint store (default: store in --data)")
+    sync.set_defaults(act=_sync)
+
     first = actions.add_parser("init-key", help="issue the first admin key, and print it", epilog=_DATABASE)
     _add_common(first)
     first.add_argument("--principal", default="admin", help="whom it stands for (default %(default)s)")
@@ -63,15 +72,25 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     add(
         "--require-keys",
         action=argparse.BooleanOptionalAction,
-        help="whether calls need API keys (default: beyond loopback)",
+        help="whether calls need API keys or tokens (default: beyond loopback, and where there is an issuer)",
     )
+    add("--jwt-issuer", metavar="ISS", help="take JSON Web Tokens of this issuer beside keys")
+    add("--jwt-audience", metavar="AUD", help="audience that they must name")
+    add("--jwt-jwks", metavar="FILE|URL", help="the issuer's public keys")
+    add("--jwt-leeway-s", type=float, metavar="S", help="how far the issuer's clock may be off (default 10)")
     add("--max-upload-mb", type=int, metavar="MIB", help="largest checkpoint (default 8192)")
+    add("--recordings", metavar="URL", help="folder or URL of uploaded recordings (default: recordings in --data)")
+    add("--max-recording-mb", type=int, metavar="MIB", help="largest recording (default 8192)")
     add("--upload-silence-s", type=float, metavar="S", help="silent uploads are given up after (default 60)")
     add("--replica-timeout-s", type=float, metavar="S", help="silent replicas are not asked after (default 30)")
     add("--replica-insecure-key", action="store_true", default=None, help="send the replicas' key in plain text, too")
     add("--replica-tls", action="store_true", default=None, help="dial replicas with TLS")
     add("--replica-tls-ca", type=Path, metavar="FILE", help="trust these root certificates (PEM) for that")
+    add("--replica-tls-cert", type=Path, metavar="FILE", help="certificate (PEM) to show them, for mutual TLS")
+    add("--replica-tls-key", type=Path, metavar="FILE", help="its private key (PEM)")
     add("--max-jobs", type=int, metavar="N", help="jobs at once (default 1; 0: none may be started)")
+    add("--max-job-log-mb", type=int, metavar="MIB", help="a job's log is begun anew after (default 64)")
+    add("--cluster", type=Path, metavar="FILE", help="run jobs as Kubernetes Jobs, as this file says")
     add("--cancel-grace-s", type=float, metavar="S", help="cancelled jobs are killed after (default 30)")
 
 
@@ -80,7 +99,9 @@ def run(args: argparse.Namespace) -> int:
     from playserve_services.inference.logs import configure_logs
 
     settings = _settings(args)
-    configure_logs(settings.log_format)
+    # The other actions print what they did; nothing shall stand before a key that a script reads.
+    configure_logs(settings.log_format, logging.INFO if args.action == "serve" else logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # the lines of `migrate` say all of it
     return int(args.act(args, settings))
 
 
@@ -88,6 +109,7 @@ def _settings(args: argparse.Namespace) -> ControlSettings:
     from pydantic import ValidationError
 
     from playserve_services.control.settings import ControlSettings
+    from playserve_services.validation import in_words
 
     given = {
         name: value for name, value in vars(args).items() if name in ControlSettings.model_fields and value is not None
@@ -95,8 +117,7 @@ def _settings(args: argparse.Namespace) -> ControlSettings:
     try:
         return ControlSettings(**given)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors())
-        raise BadSettingError(problems) from error
+        raise BadSettingError(in_words(error.errors(), whole="settings")) from error
 
 
 def _serve(args: argparse.Namespace, settings: ControlSettings) -> int:
@@ -122,6 +143,28 @@ def _migrate(args: argparse.Namespace, settings: ControlSettings) -> int:
         database.close()
     print(f"the registry is at revision {at}")
     return 0
+
+
+def _sync(args: argparse.Namespace, settings: ControlSettings) -> int:
+    from playserve_services.control.database import Database
+    from playserve_services.control.migrate import upgrade
+    from playserve_services.control.publishing import Publisher
+    from playserve_services.control.repository.audit import SYSTEM
+    from playserve_trainer.store import CheckpointStore
+
+    database = Database(settings.database_url)
+    try:
+        upgrade(database)
+        publisher = Publisher(CheckpointStore(settings.store_url), database, settings.data.absolute() / "uploads")
+        done = publisher.sync(SYSTEM)
+    finally:
+        database.close()
+    for name in (*done.registered, *done.aliases):
+        print(f"registered {name}")
+    for name, why in done.failed.items():
+        print(f"failed {name}: {why}")
+    print(f"{len(done.registered)} versions and {len(done.aliases)} aliases registered, {len(done.failed)} failed")
+    return 1 if done.failed else 0
 
 
 def _init_key(args: argparse.Namespace, settings: ControlSettings) -> int:

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from playserve.errors import AccessDeniedError, BadSettingError, UnauthenticatedError
-from playserve_services.auth.keys import Scope, check_key, parse_key
+from playserve.errors import AccessDeniedError, PlayserveError, UnauthenticatedError
+from playserve_services.auth.keys import Scope
+from playserve_services.auth.principal import Authenticator, Credentials
 from playserve_services.control.database import Database
 from playserve_services.control.fleet import Fleet
+from playserve_services.control.history import History
 from playserve_services.control.jobs.runner import JobRunner
 from playserve_services.control.metrics import ControlMetrics
-from playserve_services.control.models import ApiKeyRow
 from playserve_services.control.publishing import Publisher
-from playserve_services.control.repository.audit import Actor, now
-from playserve_services.control.repository.keys import holds, key_of
+from playserve_services.control.recordings import RecordingStore
+from playserve_services.control.repository.audit import Actor
 from playserve_services.control.settings import ControlSettings
 
 __all__ = [
-    "Admin", "Anybody", "Caller", "Context", "Ctx", "MayPublish", "admin_of", "caller_of", "context_of", "publisher_of",
+    "Admin", "Anybody", "Caller", "Context", "Ctx", "MayPublish", "Replicas", "authenticate", "caller_of", "context_of",
+    "wanting",
 ]  # fmt: skip
 
 
@@ -31,10 +34,13 @@ class Context:
 
     settings: ControlSettings
     database: Database
+    authenticator: Authenticator
     publisher: Publisher
     fleet: Fleet
     jobs: JobRunner
     metrics: ControlMetrics
+    history: History
+    recordings: RecordingStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +65,6 @@ class Caller:
         return self.is_admin or principal == self.actor.principal
 
 
-_ANONYMOUS = Caller(Actor("anonymous"), frozenset(Scope))
-
-
 def context_of(request: Request) -> Context:
     """Return the collaborators of the application that was called."""
     context: Context = request.app.state.context
@@ -69,60 +72,55 @@ def context_of(request: Request) -> Context:
 
 
 Ctx = Annotated[Context, Depends(context_of)]
-_bearer = HTTPBearer(auto_error=False, description="An API key: psk_...", scheme_name="apiKey")
+_bearer = HTTPBearer(auto_error=False, description="An API key (psk_...), or a JSON Web Token.", scheme_name="apiKey")
 
 
-def caller_of(context: Ctx, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> Caller:
-    """Return who is calling.
+async def authenticate(context: Context, bearer: str | None) -> Caller:
+    """Return who calls with this key or token.
+
+    Args:
+        context: The control plane.
+        bearer: What came; None: nothing did.
 
     Raises:
-        UnauthenticatedError: Keys are required, and there is none that holds.
+        UnauthenticatedError: Keys are required, and this is none that holds.
+        ServerUnavailableError: It is a token, and its issuer's keys cannot be had.
+        NotReadyError: The database does not answer.
     """
-    if not context.settings.keys_required:
-        return _ANONYMOUS
-    if credentials is None:
-        context.metrics.refused.labels("UNAUTHENTICATED").inc()
-        raise UnauthenticatedError("no API key; wanted the header Authorization: Bearer psk_...")
-    key = _find(context.database, credentials.credentials)
-    if key is None:
-        context.metrics.refused.labels("UNAUTHENTICATED").inc()
-        raise UnauthenticatedError("the API key is unknown, revoked or expired")
-    return key
-
-
-def _find(database: Database, text: str) -> Caller | None:
     try:
-        identity, _ = parse_key(text)
-    except BadSettingError:
-        return None
-    with database.read() as session:
-        row = session.get(ApiKeyRow, identity)
-    # check_key takes as long where there is no such key.
-    kept = {row.id: key_of(row)} if row is not None and holds(row, now()) else {}
-    key = check_key(text, kept)
-    return None if key is None else Caller(Actor(key.principal, key.id), key.scopes)
+        if bearer is None and context.settings.keys_required:
+            raise UnauthenticatedError("no key or token; wanted the header Authorization: Bearer ...")
+        found = await context.authenticator.authenticate(Credentials(bearer=bearer))
+    except PlayserveError as error:
+        context.metrics.refused.labels(error.reason or error.code.name).inc()
+        raise
+    return Caller(Actor(found.name, None if found.method == "anonymous" else found.key_id), found.scopes)
+
+
+async def caller_of(
+    context: Ctx, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+) -> Caller:
+    """Return who is calling; raises what :func:`authenticate` does."""
+    return await authenticate(context, None if credentials is None else credentials.credentials)
 
 
 Anybody = Annotated[Caller, Depends(caller_of)]
 
 
-def _wanting(scope: Scope, context: Context, caller: Caller) -> Caller:
-    if not caller.scopes & {scope, Scope.ADMIN}:
-        context.metrics.refused.labels("PERMISSION_DENIED").inc()
-        have = ", ".join(sorted(caller.scopes)) or "none"
-        raise AccessDeniedError(f"that needs a key with the scope {scope}; this one has: {have}")
-    return caller
+def wanting(scope: Scope) -> Callable[..., Caller]:
+    """Return a dependency: the caller, or AccessDeniedError where they have neither `scope` nor that of an admin."""
+
+    def check(context: Ctx, caller: Anybody) -> Caller:
+        if not caller.scopes & {scope, Scope.ADMIN}:
+            context.metrics.refused.labels("PERMISSION_DENIED").inc()
+            have = ", ".join(sorted(caller.scopes)) or "none"
+            raise AccessDeniedError(f"that needs a key with the scope {scope}; this one has: {have}")
+        return caller
+
+    return check
 
 
-def admin_of(context: Ctx, caller: Anybody) -> Caller:
-    """Return the caller, or raise AccessDeniedError where they are no admin."""
-    return _wanting(Scope.ADMIN, context, caller)
-
-
-def publisher_of(context: Ctx, caller: Anybody) -> Caller:
-    """Return the caller, or raise AccessDeniedError where they may not publish."""
-    return _wanting(Scope.PUBLISH, context, caller)
-
-
-Admin = Annotated[Caller, Depends(admin_of)]
-MayPublish = Annotated[Caller, Depends(publisher_of)]
+Admin = Annotated[Caller, Depends(wanting(Scope.ADMIN))]
+MayPublish = Annotated[Caller, Depends(wanting(Scope.PUBLISH))]
+#: An inference server, or an admin.
+Replicas = Annotated[Caller, Depends(wanting(Scope.REPLICA))]

@@ -103,7 +103,7 @@ class Database:
     def connection(self) -> Iterator[Connection]:
         """Yield a connection in a transaction of its own that no other change runs beside, for migrations."""
         with (
-            typed_errors(),
+            _typed_errors(),
             self.engine.connect().execution_options(**{_WRITE: True}) as connection,
             connection.begin(),
         ):
@@ -124,7 +124,7 @@ class Database:
     @contextmanager
     def _session(self, **options: Any) -> Iterator[Session]:
         with (
-            typed_errors(),
+            _typed_errors(),
             self.engine.connect().execution_options(**options) as connection,
             Session(connection, expire_on_commit=False) as session,
         ):
@@ -132,7 +132,7 @@ class Database:
 
 
 @contextmanager
-def typed_errors() -> Iterator[None]:
+def _typed_errors() -> Iterator[None]:
     """Turn the database's errors into ours. Their texts hold statements and values, so they are not repeated."""
     try:
         yield

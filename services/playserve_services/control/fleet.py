@@ -30,9 +30,11 @@ class Fleet:
 
     def __init__(self, settings: ControlSettings, metrics: ControlMetrics) -> None:
         self._key = settings.replica_key.get_secret_value() or None
-        self._tls: Tls = settings.replica_tls
-        if settings.replica_tls_ca is not None:
-            self._tls = TlsConfig(root_certificates=settings.replica_tls_ca)
+        own = TlsConfig(
+            root_certificates=settings.replica_tls_ca, certificate=settings.replica_tls_cert,
+            private_key=settings.replica_tls_key,
+        )  # fmt: skip
+        self._tls: Tls = settings.replica_tls if own == TlsConfig() else own
         self._insecure_key = settings.replica_insecure_key
         self._metrics = metrics
 
@@ -76,12 +78,27 @@ class Fleet:
         answer = self._call(replica, lambda stub: stub.Drain(request, timeout=_TIMEOUT_S))
         return int(answer.sessions)
 
-    def _call(self, replica: Replica, function: Callable[[Any], T]) -> T:
+    def settings_for(self, replica: Replica) -> ClientSettings:
+        """Return how a replica's AdminService is dialled; raises StateError where it gave no admin address."""
         if not replica.admin_address:
             raise StateError(f"replica {replica.name} gave no admin address: start it with --admin-port")
-        settings = ClientSettings(
+        return ClientSettings(
             address=replica.admin_address, api_key=self._key, tls=self._tls, allow_insecure_key=self._insecure_key
         )
+
+    def typed_error(self, replica: Replica, error: grpc.RpcError) -> PlayserveError:
+        """Return a call's error as one of ours, and count it."""
+        self._metrics.replica_errors.labels(replica.name).inc()
+        typed = from_rpc_error(error)
+        if isinstance(typed, AccessError):  # ours to mend, not whoever called us
+            return ServerUnavailableError(f"replica {replica.name} refuses this control plane: {_hint(typed)}")
+        if typed.reason:
+            return typed
+        text = f"replica {replica.name} at {replica.admin_address}: {typed.code.name} {str(typed)[:200]}"
+        return ServerUnavailableError(text)
+
+    def _call(self, replica: Replica, function: Callable[[Any], T]) -> T:
+        settings = self.settings_for(replica)
         credentials = settings.credentials()
         channel = (
             grpc.insecure_channel(settings.address, settings.options())
@@ -92,17 +109,7 @@ class Fleet:
             try:
                 return function(_Authorized(AdminServiceStub(channel), settings.metadata()))
             except grpc.RpcError as error:
-                self._metrics.replica_errors.labels(replica.name).inc()
-                typed = from_rpc_error(error)
-                if isinstance(typed, AccessError):  # ours to mend, not whoever called us
-                    raise ServerUnavailableError(
-                        f"replica {replica.name} refuses this control plane: {_hint(typed)}"
-                    ) from error
-                if typed.reason:
-                    raise typed from error
-                raise ServerUnavailableError(
-                    f"replica {replica.name} at {replica.admin_address}: {typed.code.name} {str(typed)[:200]}"
-                ) from error
+                raise self.typed_error(replica, error) from error
 
 
 def _hint(error: AccessError) -> str:

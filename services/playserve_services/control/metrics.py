@@ -50,6 +50,7 @@ _TEXTS = {
     "jobs_running": "Jobs that run.",
     "jobs_queued": "Jobs that wait.",
     "jobs_lost": "Jobs whose process was gone when it was looked for.",
+    "disk_free_bytes": "Room for the data folder: uploads, jobs, and the registry where that is SQLite.",
 }
 
 

@@ -94,7 +94,8 @@ class Observer:
             await self._app(scope, receive, watched)
         finally:
             seconds = time.monotonic() - started
-            route = getattr(scope.get("route"), "path", "unmatched")
+            route = getattr(scope.get("route"), "path", "")
+            route = f"{scope.get('root_path', '')}{route}" if route else "unmatched"
             self._metrics.requests.labels(scope["method"][:16], route, str(status)).inc()
             self._metrics.seconds.labels(route).observe(seconds)
             _log.log(

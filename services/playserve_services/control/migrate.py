@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from alembic import command
@@ -15,6 +16,8 @@ from playserve_services.control.database import Database
 
 __all__ = ["current_revision", "downgrade", "head_revision", "upgrade"]
 
+_log = logging.getLogger(__name__)
+
 
 def upgrade(database: Database, revision: str = "head") -> str:
     """Bring the database to `revision`; return the one that it is at. Several processes may do so at once.
@@ -25,8 +28,12 @@ def upgrade(database: Database, revision: str = "head") -> str:
     """
     with database.connection() as connection:
         _check_known(connection)
+        before = _revision_of(connection)
         command.upgrade(_config(connection), revision)
-        return _revision_of(connection) or ""
+        after = _revision_of(connection) or ""
+    if after != (before or ""):
+        _log.info("the registry's tables went from revision %s to %s", before or "none", after)
+    return after
 
 
 def downgrade(database: Database, revision: str) -> str:

@@ -36,6 +36,8 @@ __all__ = [
 _NAME = 128
 #: Longest version: a whole number in decimal.
 _VERSION = 20
+#: Longest name of a key or token in the audit: "jwt:" and a principal.
+_KEY_ID = 200
 
 
 class UtcDateTime(TypeDecorator[datetime.datetime]):
@@ -208,7 +210,7 @@ class ReplicaSession(Base):
 
 
 class Recording(Base):
-    """Where a recorded session lies."""
+    """Where a recorded session lies, and what it is."""
 
     __tablename__ = "recordings"
     __table_args__ = (Index(None, "principal"),)
@@ -222,6 +224,10 @@ class Recording(Base):
     url: Mapped[str] = mapped_column(Text)
     sha256: Mapped[str] = mapped_column(String(64))
     size_bytes: Mapped[int] = mapped_column(BigInteger)
+    name: Mapped[str] = mapped_column(String(300), default="")
+    """What its owner called it: a file or a folder."""
+    format: Mapped[str] = mapped_column(String(32), default="")
+    """Such as p2p; empty: whoever added it did not say."""
     created_at: Mapped[datetime.datetime]
 
 
@@ -234,7 +240,8 @@ class AuditEntry(Base):
     id: Mapped[int] = mapped_column(Integer, primary_key=True)
     at: Mapped[datetime.datetime]
     principal: Mapped[str] = mapped_column(String(_NAME))
-    key_id: Mapped[str | None] = mapped_column(String(12))
+    key_id: Mapped[str | None] = mapped_column(String(_KEY_ID))
+    """Which key or token; none: nobody was asked for one."""
     action: Mapped[str] = mapped_column(String(64))
     """Such as alias.set."""
     subject: Mapped[str] = mapped_column(String(300))
@@ -244,7 +251,7 @@ class AuditEntry(Base):
 
 
 class Job(Base):
-    """A command that runs on this machine for a while."""
+    """A command that runs for a while, on this machine or in a cluster."""
 
     __tablename__ = "jobs"
     __table_args__ = (Index(None, "state"),)
@@ -254,8 +261,11 @@ class Job(Base):
     request: Mapped[dict[str, Any]]
     state: Mapped[str] = mapped_column(String(16))
     owner: Mapped[str] = mapped_column(String(64))
-    """Which control plane's folder it is in."""
+    """Who looks after it: a control plane's folder of jobs, or all control planes of a cluster's namespace."""
     pid: Mapped[int | None] = mapped_column(Integer)
+    """Of its keeper on this machine."""
+    place: Mapped[str] = mapped_column(String(300), default="")
+    """Its Kubernetes Job as namespace/name, once that is made; empty: it has none."""
     exit_status: Mapped[int | None] = mapped_column(Integer)
     message: Mapped[str] = mapped_column(Text, default="")
     cancel_wanted: Mapped[bool] = mapped_column(Boolean, default=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -17,8 +17,18 @@ from starlette.exceptions import HTTPException
 
 from playserve.errors import DataLossError, MessageTooLargeError, PlayserveError
 from playserve_services.control.gate import GateRefusedError
+from playserve_services.validation import in_words
 
-__all__ = ["MEDIA_TYPE", "RESPONSES", "Problem", "StorageFullError", "UploadDamagedError", "install", "problem_of"]
+__all__ = [
+    "MEDIA_TYPE",
+    "RESPONSES",
+    "Problem",
+    "StorageFullError",
+    "UploadDamagedError",
+    "install",
+    "problem_of",
+    "status_of",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -90,7 +100,8 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _fault)
 
 
-def _status_of(error: PlayserveError) -> int:
+def status_of(error: PlayserveError) -> int:
+    """Return the HTTP status of an error."""
     if isinstance(error, UploadDamagedError):
         return 422
     if isinstance(error, MessageTooLargeError):
@@ -102,7 +113,7 @@ def _status_of(error: PlayserveError) -> int:
 
 async def _ours(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, PlayserveError)  # noqa: S101 - what it is registered for
-    status = _status_of(error)
+    status = status_of(error)
     headers = {}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after_s))
@@ -117,12 +128,7 @@ async def _ours(request: Request, error: Exception) -> JSONResponse:
 
 async def _invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - what it is registered for
-    return problem_of(422, _in_words(error.errors()), "BAD_SETTING")
-
-
-def _in_words(errors: Sequence[Any]) -> str:
-    # Not what came: it may be a secret that was put into the wrong field.
-    return "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in errors[:10])
+    return problem_of(422, in_words(error.errors()), "BAD_SETTING")
 
 
 async def _framework(request: Request, error: Exception) -> JSONResponse:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from playserve.errors import BadSettingError, DataLossError, NotFoundError
 from playserve_services.control.database import Database
 from playserve_services.control.models import Version
 from playserve_services.control.problems import StorageFullError, UploadDamagedError
+from playserve_services.control.repository.aliases import set_alias
 from playserve_services.control.repository.audit import Actor
 from playserve_services.control.repository.policies import VersionFacts, register_version, registered_versions
 from playserve_services.control.uploads import storage_errors
@@ -24,8 +26,20 @@ __all__ = ["Publisher", "SyncResult"]
 _FACTS = ("family", "state_layout", "num_params", "num_params_without_embeddings", "samples_seen", "data_digest",
           "code_version", "seed", "created_at")  # fmt: skip
 
-#: Registered now, and what could not be, with the reason, by "policy/version".
-SyncResult = tuple[list[str], dict[str, str]]
+
+@dataclass(frozen=True, slots=True)
+class SyncResult:
+    """What was in the store and not in the registry.
+
+    Attributes:
+        registered: Versions that are registered now, as "policy/version".
+        aliases: Aliases that were taken from the store, as "policy/alias".
+        failed: What could not be taken, with the reason.
+    """
+
+    registered: list[str]
+    aliases: list[str]
+    failed: dict[str, str]
 
 
 class Publisher:
@@ -92,19 +106,47 @@ class Publisher:
             shutil.rmtree(cache, ignore_errors=True)
 
     def sync(self, actor: Actor) -> SyncResult:
-        """Register what the store has and the registry has not. A damaged version is left out, and named."""
+        """Register what the store has and the registry has not. A damaged version is left out, and named.
+
+        Of policies that the registry did not know at all, such as after the loss of its database, the store's aliases
+        are taken, too; those of the others are the registry's own business.
+        """
         with self._database.read() as session:
             known = registered_versions(session)
-        added, failed = [], {}
+        result = SyncResult([], [], {})
         for entry in self._store.list():
             if (entry.policy, entry.version) in known:
                 continue
             try:
                 self.register(actor, entry.policy, entry.version)
-                added.append(f"{entry.policy}/{entry.version}")
+                result.registered.append(f"{entry.policy}/{entry.version}")
             except (DataLossError, BadSettingError, StorageFullError) as error:
-                failed[f"{entry.policy}/{entry.version}"] = str(error)
-        return added, failed
+                result.failed[f"{entry.policy}/{entry.version}"] = str(error)
+        new = {name.partition("/")[0] for name in result.registered} - {policy for policy, _ in known}
+        for policy in sorted(new):
+            self._take_aliases(actor, policy, result)
+        return result
+
+    def is_lost(self) -> bool:
+        """Whether the registry has no version and the store has some: a database that was lost, or never filled."""
+        with self._database.read() as session:
+            if registered_versions(session):
+                return False
+        return bool(self._store.list())
+
+    def _take_aliases(self, actor: Actor, policy: str, result: SyncResult) -> None:
+        try:
+            aliases = self._store.aliases(policy)
+        except DataLossError as error:
+            result.failed[f"{policy}/aliases"] = str(error)
+            return
+        for alias, version in sorted(aliases.items()):
+            try:
+                with self._database.change() as session:
+                    set_alias(session, actor, policy, alias, version)
+                result.aliases.append(f"{policy}/{alias}")
+            except (BadSettingError, NotFoundError) as error:
+                result.failed[f"{policy}/{alias}"] = str(error)
 
     def _register(self, actor: Actor, policy: str, version: str, manifest: Manifest, size: int) -> tuple[Version, bool]:
         facts = VersionFacts(

@@ -9,8 +9,10 @@ from fastapi import Path
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from playserve_services.auth.keys import Quota, Scope
+from playserve_services.control.history import PolicyCounts
 from playserve_services.control.jobs.requests import HostPort, PolicyName
-from playserve_services.control.models import Replica, ReplicaSession
+from playserve_services.control.jobs.workers import PartState
+from playserve_services.control.models import Recording, Replica, ReplicaSession
 from playserve_services.control.promotion import GateRule
 from playserve_services.control.repository.evaluations import Measured, summary_of_scores
 from playserve_services.control.repository.replicas import Beat
@@ -19,13 +21,16 @@ from playserve_services.control.statistics import mean_interval
 __all__ = [
     "AliasIn", "AliasOut", "AuditOut", "CanaryIn", "DrainIn", "DrainOut", "EndedOut", "EvaluationIn", "EvaluationOut",
     "GateIn", "HeartbeatIn", "HeartbeatOut", "JobOut", "KeyIn", "KeyIssued", "KeyOut", "Line", "LogOut", "NameInPath",
-    "PolicyOut", "RecordingIn", "RecordingOut", "ReplicaOut", "RollbackOut", "SessionOut", "SessionsOut", "SyncOut",
-    "Unreachable", "VersionInPath", "VersionOut",
+    "PartOut", "PolicyOut", "RecordingIn", "RecordingOut", "ReplicaOut", "RollbackOut", "SessionOut", "SessionsOut",
+    "SyncOut", "Unreachable", "UploadIn", "UploadOut", "VersionInPath", "VersionOut",
 ]  # fmt: skip
 
 #: One line of text without control characters.
 Line = Annotated[str, StringConstraints(max_length=2000, pattern=r"^[^\x00-\x1f\x7f]*$")]
 Short = Annotated[str, StringConstraints(max_length=128, pattern=r"^[^\x00-\x1f\x7f]*$")]
+RecordingName = Annotated[str, StringConstraints(max_length=300, pattern=r"^[^\x00-\x1f\x7f]*$")]
+#: An episode's npz, a folder in Open P2P's format, a shard of NetHack games, a recorded terminal; empty: not said.
+RecordingFormat = Literal["", "episode", "p2p", "nethack-shard", "ttyrec"]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 VersionName = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,17}$")]
 Number = Annotated[float, Field(ge=-1e12, le=1e12, allow_inf_nan=False)]
@@ -69,6 +74,7 @@ class SyncOut(_Out):
     """What the store had and the registry had not."""
 
     registered: list[str]
+    aliases: list[str] = Field(description="Of policies that were not known before.")
     failed: dict[str, str] = Field(description="What could not be registered, and why.")
 
 
@@ -212,6 +218,33 @@ class AuditOut(_Out):
     after: dict[str, Any]
 
 
+class PolicyFiguresIn(_In):
+    """What a replica counted of one policy since its start."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    answered: Large = Field(description="Frames with an answer.")
+    late: Large = Field(description="Answers later than one period of the session's rate.")
+    dropped: Large = Field(0, description="Frames without an answer.")
+    total: list[Large] = Field(max_length=65, description="Answers by time on the server; one more than bounds_s.")
+
+
+class FiguresIn(_In):
+    """Counts for the dashboard's charts."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    bounds_s: list[Annotated[float, Field(gt=0, le=1e6)]] = Field(max_length=64, description="Bounds of `total`.")
+    policies: dict[PolicyName, PolicyFiguresIn] = Field(max_length=100)
+
+    def counts(self) -> dict[str, PolicyCounts]:
+        """Return them by policy."""
+        return {
+            name: PolicyCounts(of.answered, of.late, of.dropped, self.bounds_s, of.total)
+            for name, of in self.policies.items()
+        }
+
+
 class HeartbeatIn(_In):
     """What a replica says of itself, every few seconds. What this version does not know is ignored."""
 
@@ -230,6 +263,7 @@ class HeartbeatIn(_In):
     versions: dict[PolicyName, Annotated[list[PolicyName], Field(max_length=100)]] = Field({}, max_length=1000)
     view_revision: int = Field(-1, ge=-1, le=2**53, description="Of the view that it follows; -1: none.")
     draining: bool = False
+    figures: FiguresIn | None = Field(None, description="For charts; absent: this replica tells none.")
 
     def beat(self) -> Beat:
         """Return it as a heartbeat."""
@@ -334,6 +368,7 @@ class JobOut(_Out):
     request: dict[str, Any]
     state: str
     pid: int | None
+    place: str = Field(description="Its Kubernetes Job as namespace/name; empty: it has none.")
     exit_status: int | None
     message: str
     cancel_wanted: bool
@@ -341,6 +376,16 @@ class JobOut(_Out):
     created_by: str
     started_at: datetime.datetime | None
     ended_at: datetime.datetime | None
+
+
+class PartOut(_Out):
+    """A part of a job in a cluster."""
+
+    index: int
+    state: PartState
+    attempts: int = Field(description="Pods that it has had, as far as they are still known.")
+    pod: str
+    detail: str = Field(description="Why it waits, or failed.")
 
 
 class LogOut(_Out):
@@ -361,6 +406,27 @@ class RecordingIn(_In):
     url: Line
     sha256: Digest
     size_bytes: Large
+    name: RecordingName = ""
+    format: RecordingFormat = ""
+
+
+class UploadIn(_In):
+    """What an uploaded recording is."""
+
+    principal: Short | None = Field(None, description="Whose it is; absent: the caller's. Others' need an admin.")
+    size_bytes: Large = Field(description="Of the whole recording.")
+    name: RecordingName = Field("", description="What its owner calls it.")
+    format: RecordingFormat = Field("", description="Folders (p2p, nethack-shard) are uploaded as a tar.")
+    policy: PolicyName | Literal[""] = Field("", description="Which played; empty: none, or nobody knows.")
+    version: VersionName | Literal[""] = ""
+    session_id: Short = ""
+
+
+class UploadOut(_Out):
+    """An upload that has not ended."""
+
+    sha256: str
+    received: int = Field(description="Bytes that have come.")
 
 
 class RecordingOut(_Out):
@@ -374,4 +440,13 @@ class RecordingOut(_Out):
     url: str
     sha256: str
     size_bytes: int
+    name: str
+    format: str
     created_at: datetime.datetime
+    stored: bool = Field(description="Whether its bytes can be had here.")
+
+    @classmethod
+    def of(cls, row: Recording, *, stored: bool) -> RecordingOut:
+        """Return a row."""
+        names = [name for name in cls.model_fields if name != "stored"]
+        return cls(**{name: getattr(row, name) for name in names}, stored=stored)

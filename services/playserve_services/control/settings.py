@@ -27,6 +27,9 @@ class ControlSettings(BaseSettings):
     """Folder or fsspec URL of the checkpoint store; empty: store in the data folder."""
     grids: Path | None = None
     """Folder whose subfolders are planned grids that jobs may train; none: no grids."""
+    recordings: str = ""
+    """Folder or fsspec URL that recordings are uploaded to; the dashboard replays what lies below it, and nothing else.
+    Empty: recordings in the data folder."""
     host: str = Field("127.0.0.1", min_length=1)
     """Address to listen on. Others than loopback need TLS, or insecure_listen."""
     port: int = Field(8080, ge=0, le=65535)
@@ -38,9 +41,20 @@ class ControlSettings(BaseSettings):
     insecure_listen: bool = False
     """Listen on an address that others can reach without TLS, and without keys unless require_keys says so."""
     require_keys: bool | None = None
-    """Whether every call needs an API key; none: not on loopback or with insecure_listen, else yes."""
+    """Whether every call needs an API key or a token; none: not on loopback or with insecure_listen, unless there is an
+    issuer, else yes."""
+    jwt_issuer: str = ""
+    """Issuer whose JSON Web Tokens are taken beside keys; empty: none. With jwt_audience and jwt_jwks."""
+    jwt_audience: str = ""
+    """Audience that a token must name."""
+    jwt_jwks: str = ""
+    """The issuer's public keys: a file, or a URL (https, or http to loopback)."""
+    jwt_leeway_s: float = Field(10.0, ge=0, le=25)
+    """How far the issuer's clock may be off."""
     max_upload_mb: int = Field(8192, ge=1)
     """Largest checkpoint that is taken, in MiB."""
+    max_recording_mb: int = Field(8192, ge=1)
+    """Largest recording that is taken, in MiB."""
     upload_silence_s: float = Field(60.0, gt=0)
     """An upload of which nothing came for so long has broken off."""
     replica_timeout_s: float = Field(30.0, gt=0)
@@ -53,8 +67,16 @@ class ControlSettings(BaseSettings):
     """Dial the replicas' AdminService with TLS, against the system's roots unless replica_tls_ca says otherwise."""
     replica_tls_ca: Path | None = None
     """Root certificates (PEM) to trust instead; means replica_tls."""
+    replica_tls_cert: Path | None = None
+    """Certificate (PEM) to show to replicas that want one of every caller; with replica_tls_key; means replica_tls."""
+    replica_tls_key: Path | None = None
+    """Its private key (PEM)."""
     max_jobs: int = Field(1, ge=0)
     """Jobs that run at once; the others wait. 0: none may be started."""
+    max_job_log_mb: int = Field(64, ge=1)
+    """A job's log that is longer, in MiB, is put aside and begun anew; one such is kept."""
+    cluster: Path | None = None
+    """File that says how jobs become Kubernetes Jobs (ClusterSettings); none: jobs are processes of this machine."""
     job_key: SecretStr = SecretStr("")
     """API key that evaluations play with (PLAYSERVE_API_KEY of their processes); empty: none."""
     cancel_grace_s: float = Field(30.0, gt=0)
@@ -63,9 +85,18 @@ class ControlSettings(BaseSettings):
     """Lines for people or for programs."""
 
     @model_validator(mode="after")
+    def _together(self) -> ControlSettings:
+        for names in (("tls_cert", "tls_key"), ("replica_tls_cert", "replica_tls_key"),
+                      ("jwt_issuer", "jwt_audience", "jwt_jwks")):  # fmt: skip
+            missing = [name for name in names if not getattr(self, name)]
+            if missing and len(missing) < len(names):
+                raise ValueError(f"{', '.join(names)} go together; there is no {', no '.join(missing)}")
+        if self.jwt_issuer and self.require_keys is False:
+            raise ValueError("jwt_issuer has no meaning where require_keys is false: nobody is asked for a token")
+        return self
+
+    @model_validator(mode="after")
     def _listen(self) -> ControlSettings:
-        if (self.tls_cert is None) != (self.tls_key is None):
-            raise ValueError("tls_cert and tls_key go together; one of them is missing")
         if is_loopback(self.host) or self.insecure_listen:
             return self
         if self.tls_cert is None:
@@ -82,9 +113,9 @@ class ControlSettings(BaseSettings):
 
     @property
     def keys_required(self) -> bool:
-        """Whether every call needs an API key."""
+        """Whether every call needs an API key or a token."""
         if self.require_keys is None:
-            return not (is_loopback(self.host) or self.insecure_listen)
+            return bool(self.jwt_issuer) or not (is_loopback(self.host) or self.insecure_listen)
         return self.require_keys
 
     @property
@@ -96,6 +127,11 @@ class ControlSettings(BaseSettings):
     def store_url(self) -> str:
         """Folder or URL of the checkpoint store."""
         return self.store or str(self.data.absolute() / "store")
+
+    @property
+    def recordings_url(self) -> str:
+        """Folder or URL below which recordings lie."""
+        return self.recordings or str(self.data.absolute() / "recordings")
 
     @property
     def max_upload_bytes(self) -> int:

@@ -30,8 +30,8 @@ async def test_without_a_key_only_probes_answer(guarded) -> None:
     open_to_all = {"/healthz", "/readyz", "/metrics"}
     for path, methods in document["paths"].items():
         for method in set(methods) & {"get", "put", "post", "delete"}:
-            names = dict.fromkeys(("policy", "version", "alias", "name", "session_id"), "1")
-            url = path.format_map({**names, "key_id": "0" * 12, "job_id": "0" * 16})
+            names = dict.fromkeys(("policy", "version", "alias", "name", "session_id", "recording_id"), "1")
+            url = path.format_map({**names, "key_id": "0" * 12, "job_id": "0" * 16, "sha256": "0" * 64})
             answer = await guarded.client.request(method, url)
             if path not in open_to_all:
                 assert (answer.status_code, answer.json()["reason"]) == (401, "UNAUTHENTICATED"), (method, path)
@@ -69,8 +69,15 @@ async def test_scopes_say_who_may_do_what(guarded) -> None:
             "/v1/jobs",
         ):
             assert await status("GET", path, key) == 200
-    for path in ("/v1/keys", "/v1/audit", "/v1/view"):  # they tell who has keys
-        assert [await status("GET", path, key) for key in (play, publish, admin)] == [403, 403, 200]
+    replica = guarded.key("replica")
+    for path in ("/v1/keys", "/v1/audit"):
+        assert [await status("GET", path, key) for key in (play, publish, replica, admin)] == [403, 403, 403, 200]
+    # What a replica's key is for, and nothing else: it cannot make itself an admin's.
+    assert [await status("GET", "/v1/view", key) for key in (play, publish, replica, admin)] == [403, 403, 200, 200]
+    beat = {"json": {"instance": "i", "address": "h:1"}}
+    assert [await status("PUT", "/v1/replicas/r", key, **beat) for key in (play, replica, admin)] == [403, 200, 200]
+    assert await status("DELETE", "/v1/replicas/r", replica) == 403
+    assert await status("POST", "/v1/keys", replica, json={"principal": "x", "scopes": ["admin"]}) == 403
     alias = {"json": {"version": "1"}}
     statuses = [await status("PUT", "/v1/policies/p/aliases/stable", key, **alias) for key in (play, publish, admin)]
     assert statuses == [403, 403, 200]

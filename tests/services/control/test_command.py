@@ -37,7 +37,7 @@ LIMIT_S = 100.0
 @pytest.fixture(autouse=True)
 def _logs_as_they_are(monkeypatch) -> None:
     """What runs in this process shall not send its logs elsewhere."""
-    monkeypatch.setattr("playserve_services.inference.logs.configure_logs", lambda log_format: None)
+    monkeypatch.setattr("playserve_services.inference.logs.configure_logs", lambda log_format, level: None)
 
 
 def run(*args: str) -> int:
@@ -84,6 +84,44 @@ def test_the_first_admin_key_is_issued_once(tmp_path, capsys) -> None:
         run("init-key", "--data", str(tmp_path))
     assert run("init-key", "--data", str(tmp_path), "--again", "--principal", "boss") == 0
     assert capsys.readouterr().out.strip() != first
+
+
+def test_nothing_stands_before_a_key_that_a_script_reads(tmp_path) -> None:
+    issued = subprocess.run(
+        [sys.executable, "-c", RUN, "init-key", "--data", str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert parse_key(issued.stdout.strip())
+    assert issued.stderr == ""
+
+
+def test_a_registry_is_made_again_from_the_store(tmp_path, checkpoint, capsys) -> None:
+    from playserve_trainer.store import CheckpointStore
+
+    store = CheckpointStore(tmp_path / "store")
+    for _ in range(2):
+        store.publish("p", checkpoint)
+    store.set_alias("p", "stable", "1")
+    flags = ["--data", str(tmp_path / "new"), "--store", str(tmp_path / "store")]
+    assert run("sync", *flags) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "registered p/1", "registered p/2", "registered p/stable", "2 versions and 1 aliases registered, 0 failed",
+    ]  # fmt: skip
+    # Aliases of policies that are known are the registry's own business.
+    store.set_alias("p", "stable", "2")
+    store.publish("p", checkpoint)
+    (tmp_path / "store" / "p" / "3" / "model.safetensors").write_bytes(b"damaged")
+    assert run("sync", *flags) == 1
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].startswith("failed p/3: ")
+    assert told[1] == "0 versions and 0 aliases registered, 1 failed"
+
+
+def test_a_lost_registry_is_told_at_the_start(tmp_path, checkpoint) -> None:
+    from playserve_trainer.store import CheckpointStore
+
+    CheckpointStore(tmp_path / "data" / "store").publish("p", checkpoint)
+    with serving_control(tmp_path / "log", "--data", str(tmp_path / "data")):
+        assert "`playserve control sync`" in (tmp_path / "log").read_text()
 
 
 def test_the_database_goes_up_and_down(tmp_path, capsys) -> None:

@@ -15,7 +15,8 @@ from playserve.errors import BadSettingError, NotReadyError
 from playserve_services.control.database import Database, parse_url
 from playserve_services.control.migrate import current_revision, downgrade, head_revision, upgrade
 from playserve_services.control.models import AuditEntry, Base
-from playserve_services.control.repository.audit import SYSTEM, bump, list_audit, note, now, revision
+from playserve_services.control.repository.audit import SYSTEM, Actor, bump, list_audit, note, now, revision
+from playserve_services.control.repository.recordings import list_recordings
 
 Open = Callable[[str], Database]
 
@@ -41,6 +42,24 @@ def test_a_downgrade_leaves_nothing_and_can_be_taken_back(database: Database) ->
     assert downgrade(database, "base") == "base"
     with database.connection() as connection:
         assert set(inspect(connection).get_table_names()) <= {"alembic_version"}
+    assert upgrade(database) == head_revision()
+
+
+def test_what_was_written_under_an_older_revision_is_kept(database_url: str, open_database: Open) -> None:
+    database = open_database(database_url)
+    assert upgrade(database, "0001") == "0001"
+    recording = ("INSERT INTO recordings (principal, policy, version, session_id, url, sha256, size_bytes, created_at) "
+                 "VALUES ('ann', 'p', '1', 's', 'u', 'd', 7, '2026-01-01 00:00:00')")  # fmt: skip
+    with database.connection() as connection:
+        connection.execute(text(recording))
+    assert upgrade(database) == head_revision()
+    with database.change() as session:
+        (row,) = list_recordings(session)
+        assert (row.principal, row.size_bytes, row.name, row.format) == ("ann", 7, "", "")
+        note(session, Actor("ann", "jwt:" + "a" * 128), "test", "thing")
+    assert downgrade(database, "0001") == "0001"
+    with database.connection() as connection:
+        assert connection.execute(text("SELECT principal, key_id FROM audit")).one() == ("ann", None)
     assert upgrade(database) == head_revision()
 
 

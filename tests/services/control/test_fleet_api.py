@@ -9,6 +9,7 @@ import grpc
 import pytest
 from contract_kit.servers import ServerProcess, serving
 from contract_kit.streams import Play
+from small_authority import Authority
 
 from playserve.v1 import policy_service_pb2 as ps
 from playserve.v1.policy_service_pb2_grpc import PolicyServiceStub
@@ -79,6 +80,18 @@ async def test_a_drain_is_in_the_view_until_the_server_is_another(plane) -> None
     assert (await plane.client.post("/v1/replicas/other/drain")).status_code == 404
 
 
+async def test_after_the_loss_of_a_registry_replicas_are_outrun(plane) -> None:
+    """They never go back to an older view, and would not listen to a registry that begins at zero."""
+    told = await plane.client.put("/v1/replicas/r", json=beat(view_revision=41))
+    assert told.json()["revision"] == 42
+    assert (await plane.client.get("/v1/view")).json()["revision"] == 42
+    assert (await plane.client.put("/v1/replicas/r", json=beat(view_revision=42))).json()["revision"] == 42
+    (line,) = (await plane.client.get("/v1/audit", params={"action": "registry.outrun"})).json()
+    assert (line["before"], line["after"]) == ({"revision": 0}, {"revision": 42})
+    # What nobody can have counted to is not followed.
+    assert (await plane.client.put("/v1/replicas/r", json=beat(view_revision=2**53))).json()["revision"] == 42
+
+
 async def test_sessions_of_a_real_server_are_listed_and_ended(plane, server, session) -> None:
     await plane.client.put("/v1/replicas/real", json=beat_of(server))
     await plane.client.put("/v1/replicas/gone", json=beat(admin_address="127.0.0.1:1"))
@@ -133,6 +146,20 @@ async def test_a_replica_that_wants_a_key_is_named_with_what_to_do(plane, tmp_pa
         (row,) = (await plane.client.get("/v1/sessions")).json()["unreachable"]
     assert row["reason"] == "UNAVAILABLE"
     assert "PLAYSERVE_CONTROL_REPLICA_KEY" in row["detail"]
+
+
+async def test_a_replica_that_wants_a_certificate_of_every_caller_is_shown_one(start_plane, tmp_path) -> None:
+    authority = Authority(tmp_path / "authority")
+    served, own = authority.issue("server"), authority.issue("control")
+    tls = ["--tls-cert", str(served.certificate), "--tls-key", str(served.key),
+           "--tls-client-ca", str(authority.root), "--tls-client-scopes", "admin"]  # fmt: skip
+    with serving(["memory"], "--admin-port", "0", *tls) as mutual:
+        shown = {"replica_tls_cert": own.certificate, "replica_tls_key": own.key}
+        for options, reached in (({}, False), (shown, True)):
+            async with start_plane(replica_tls_ca=authority.root, **options) as plane:
+                await plane.client.put("/v1/replicas/real", json=beat_of(mutual))
+                answer = (await plane.client.get("/v1/sessions")).json()
+                assert (answer["unreachable"] == []) is reached, answer
 
 
 async def test_a_real_server_is_told_to_drain(plane) -> None:

@@ -176,7 +176,7 @@ async def test_a_job_outlives_the_control_plane_and_its_result_is_found(start_pl
         assert (await until(plane, made, "running"))["pid"] == pid
         assert (await job(plane, other))["state"] == "queued"
     stand_in(4)
-    await asyncio.to_thread(gone, plane.context.jobs.folder_of(made))
+    await asyncio.to_thread(gone, plane.settings.data.absolute() / "jobs" / made)
     async with start_plane() as plane:
         assert (await until(plane, made, "failed"))["exit_status"] == 4
         await until(plane, other, "failed")
@@ -202,6 +202,37 @@ async def test_a_cancel_reaches_a_job_of_an_earlier_control_plane(start_plane, s
     async with start_plane() as plane:
         await plane.client.post(f"/v1/jobs/{made}/cancel")
         await until(plane, made, "cancelled", log="saved")
+
+
+async def test_a_log_that_is_too_long_is_begun_anew_and_its_end_is_told(start_plane, stand_in, monkeypatch) -> None:
+    from playserve_services.control.jobs import keeper
+
+    async with start_plane() as plane:
+        made = await begin(plane)
+        await until(plane, made, "running", log="runs")
+        folder = plane.settings.data.absolute() / "jobs" / made
+        assert not keeper.trim(folder, 1 << 20)
+        assert keeper.trim(folder, 4)  # the command holds it open, and goes on
+        assert (folder / keeper.LOG_NAME).stat().st_size == 0
+        stand_in(1)
+        ended = await until(plane, made, "failed", log="environment")
+        assert ended["log"].index("runs") < ended["log"].index("environment")
+        assert "runs" not in (folder / keeper.LOG_NAME).read_text()
+
+
+async def test_shards_are_a_clusters_business(plane) -> None:
+    answer = await plane.client.post("/v1/jobs", json={**EVALUATION, "shards": 2})
+    assert (answer.status_code, answer.json()["reason"]) == (422, "BAD_SETTING")
+    assert "wanted 1, and workers" in answer.json()["detail"]
+
+
+async def test_a_job_of_one_process_has_no_parts(plane, stand_in) -> None:
+    made = await begin(plane)
+    await until(plane, made, "running", log="runs")
+    assert (await plane.client.get(f"/v1/jobs/{made}/parts")).json() == []
+    assert (await plane.client.get(f"/v1/jobs/{made}/log", params={"part": 0})).status_code == 404
+    stand_in(1)
+    await until(plane, made, "failed")
 
 
 async def test_no_jobs_where_none_are_allowed(start_plane) -> None:

@@ -131,8 +131,8 @@ async def test_what_lies_in_the_store_is_registered_once(plane, checkpoint) -> N
     problem(await plane.client.put("/v1/policies/p/versions/7"), 404, "VERSION_NOT_FOUND")
     assert (await plane.client.put("/v1/policies/p/versions/1")).status_code == 201
     assert (await plane.client.put("/v1/policies/p/versions/1")).status_code == 200
-    assert (await plane.client.post("/v1/store/sync")).json() == {"registered": ["q/1"], "failed": {}}
-    assert (await plane.client.post("/v1/store/sync")).json() == {"registered": [], "failed": {}}
+    assert (await plane.client.post("/v1/store/sync")).json() == {"registered": ["q/1"], "aliases": [], "failed": {}}
+    assert (await plane.client.post("/v1/store/sync")).json() == {"registered": [], "aliases": [], "failed": {}}
 
 
 async def test_a_version_that_is_damaged_in_the_store_is_not_registered(plane, checkpoint) -> None:

@@ -1,1 +1,1 @@
-"""Jobs on this machine: typed requests become ``playserve`` commands, a keeper runs each, the runner watches them."""
+"""Jobs: typed requests become ``playserve`` commands; workers run them, here or in a cluster; the runner watches."""

@@ -13,13 +13,12 @@ from pathlib import Path
 
 from playserve.errors import DataLossError
 from playserve.files import read_json
-from playserve_services.control.jobs.keeper import EXIT_NAME
+from playserve_services.control.jobs.keeper import EXIT_NAME, LOG_NAME, OLD_LOG_NAME
 
 __all__ = [
-    "LOG_NAME", "capture", "exit_status", "is_alive", "kill", "playserve_argv", "signal_stop", "start", "try_lock",
+    "capture", "exit_status", "is_alive", "kill", "log_tail", "playserve_argv", "signal_stop", "start", "try_lock",
 ]  # fmt: skip
 
-LOG_NAME = "log.txt"
 _LOCK_NAME = "alive.lock"
 # What a job's process gets of our environment: never our settings, which hold the database's password.
 _KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", "VIRTUAL_ENV", "PYTHONPATH", "LD_LIBRARY_PATH",
@@ -59,13 +58,16 @@ def try_lock(path: Path) -> int | None:
     return descriptor
 
 
-def start(folder: Path, arguments: Sequence[str], variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def start(
+    folder: Path, arguments: Sequence[str], variables: Mapping[str, str], *, log_bytes: int
+) -> subprocess.Popen[bytes]:
     """Start a ``playserve`` command under a keeper, in a session of its own.
 
     Args:
         folder: Of the job; log, lock and result go there.
         arguments: Of ``playserve``.
         variables: Environment variables beside those that every job gets.
+        log_bytes: A log that is longer is put aside, and begun anew; one such is kept.
 
     Raises:
         OSError: The folder or the process could not be made.
@@ -78,7 +80,7 @@ def start(folder: Path, arguments: Sequence[str], variables: Mapping[str, str]) 
         with (folder / LOG_NAME).open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "playserve_services.control.jobs.keeper", str(folder), str(lock),
-                 *playserve_argv(arguments)],
+                 str(log_bytes), *playserve_argv(arguments)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
                 pass_fds=(lock,), env={**_environment(), "PYTHONUNBUFFERED": "1", **variables},
             )  # fmt: skip
@@ -106,6 +108,22 @@ def exit_status(folder: Path) -> int | None:
         return None
     status = None if value is None else value.get("status")
     return status if isinstance(status, int) else None
+
+
+def log_tail(folder: Path, limit: int) -> bytes:
+    """Return the last `limit` bytes of a job's log, also where it was begun anew; nothing where it has none."""
+    newest = _tail(folder / LOG_NAME, limit)
+    return _tail(folder / OLD_LOG_NAME, limit - len(newest)) + newest
+
+
+def _tail(path: Path, limit: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - limit))
+            return file.read(limit)
+    except FileNotFoundError:
+        return b""
 
 
 def signal_stop(pid: int) -> None:

@@ -45,6 +45,9 @@ class EvaluationRequest(BaseModel):
     """Of each baseline; 0: none play."""
     envs: int = Field(16, ge=1, le=1024)
     workers: int = Field(1, ge=1, le=256)
+    """Processes that play, in each shard."""
+    shards: int = Field(1, ge=1, le=1024)
+    """Pods that share the episodes; above 1 only where jobs run in a cluster."""
     stickiness: list[Annotated[float, Field(ge=0, lt=1)]] = Field([], max_length=8)
     """Atari only; empty: the family's own."""
     max_steps: int | None = Field(None, ge=1, le=10_000_000)
@@ -58,15 +61,15 @@ class EvaluationRequest(BaseModel):
             raise ValueError(f"goal has no meaning in {self.family}")
         return self
 
-    def command(self, folder: Path) -> list[str]:
-        """Return the arguments of ``playserve``; results go below `folder`."""
+    def command(self, out: str) -> list[str]:
+        """Return the arguments of ``playserve``; results go to the folder `out`."""
         assert self.server is not None  # noqa: S101 - filled in when the job was taken
         game = {"atari": "--game", "nethack": "--character", "doom": "--scenario"}[self.family]
         options: dict[str, Any] = {
             game: self.game, "--goal": self.goal, "--server": self.server, "--policy": self.policy,
             "--version": self.version, "--episodes": self.episodes, "--argmax-episodes": self.argmax_episodes,
             "--baseline-episodes": self.baseline_episodes or None, "--envs": self.envs, "--workers": self.workers,
-            "--max-steps": self.max_steps, "--seed-start": self.seed_start, "--out": folder / "run",
+            "--max-steps": self.max_steps, "--seed-start": self.seed_start, "--out": out,
         }  # fmt: skip
         # NAME=VALUE is one argument: no value can be taken for an option.
         given = [f"{name}={value}" for name, value in options.items() if value is not None]
@@ -83,9 +86,11 @@ class GridRequest(BaseModel):
     grid: PolicyName
     """Name of a folder in the control plane's folder of grids."""
     workers: int = Field(1, ge=1, le=256)
+    """Runs at once: processes of this machine, or pods of a cluster."""
     minutes: float | None = Field(None, gt=0, le=1_000_000)
-    """Save what there is after so long, and end."""
+    """Save what there is after so long, and end. On this machine only: a cluster's deadline is a setting."""
     retry_failed: bool = False
+    """Try failed runs again. In a cluster each pod does so anyway."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def folder(self, grids: Path | None) -> Path:
@@ -127,7 +132,7 @@ def command_of(request: EvaluationRequest | GridRequest, folder: Path, grids: Pa
         folder: Of the job.
         grids: Folder of grids, or none.
     """
-    return request.command(folder) if isinstance(request, EvaluationRequest) else request.command(grids)
+    return request.command(str(folder / "run")) if isinstance(request, EvaluationRequest) else request.command(grids)
 
 
 def report_command(request: GridRequest, grids: Path | None) -> list[str]:

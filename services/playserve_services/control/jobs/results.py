@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from playserve.errors import DataLossError
 from playserve_services.control.repository.evaluations import Measured, summary_of_scores
 
-__all__ = ["measured_of"]
+__all__ = ["Results", "measured_of"]
 
 # Longest protocol that is kept; the rest of it is in results.json.
 _MAX_PROTOCOL = 2000
 
 
-def measured_of(report: Mapping[str, Any], source: str) -> tuple[str, str, list[Measured]]:
-    """Return policy, version, and a result a row of the agent.
+class Results(NamedTuple):
+    """What was measured of one version, a result for each row of the agent."""
+
+    policy: str
+    version: str
+    measured: list[Measured]
+
+
+def measured_of(report: Mapping[str, Any], source: str) -> Results:
+    """Return what a report says.
+
+    Args:
+        report: Value of results.json.
+        source: Where it comes from, for people.
 
     Raises:
         DataLossError: It is no report of ``playserve rollout``, or an unfinished one.
@@ -36,4 +48,4 @@ def measured_of(report: Mapping[str, Any], source: str) -> tuple[str, str, list[
                 found.append(summary_of_scores(protocol, scores, source))
     except (KeyError, TypeError, ValueError) as error:
         raise DataLossError(f"results.json is no report of playserve rollout ({error!r})") from error
-    return policy, version, found
+    return Results(policy, version, found)

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from playserve_services.control.models import AuditEntry, Registry
 
-__all__ = ["SYSTEM", "Actor", "bump", "list_audit", "note", "now", "revision"]
+__all__ = ["SYSTEM", "Actor", "bump", "list_audit", "note", "now", "outrun", "revision"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Actor:
 
     Attributes:
         principal: Whom the key stands for.
-        key_id: Which key; None: nobody was asked for one.
+        key_id: Which key or token; None: nobody was asked for one.
     """
 
     principal: str
@@ -30,6 +30,8 @@ class Actor:
 
 #: The control plane itself.
 SYSTEM = Actor("control")
+# Whatever is beyond that was not counted; and what heartbeats may name ends not far above.
+_MOST_FOLLOWED = 2**52
 
 
 def now() -> datetime.datetime:
@@ -46,6 +48,24 @@ def bump(session: Session) -> int:
     """Count one more change that the view shows; return the new revision."""
     session.execute(update(Registry).where(Registry.id == 1).values(revision=Registry.revision + 1))
     return revision(session)
+
+
+def outrun(session: Session, actor: Actor, known: int) -> None:
+    """Count on from a revision that somebody follows and this registry has not reached.
+
+    Replicas never go back to an older view. After the loss of a database the new registry begins at zero, and they
+    would not listen to it until it had counted up to what they know.
+
+    Args:
+        session: Of a change.
+        actor: Who follows it.
+        known: That revision.
+    """
+    before = revision(session)
+    if not before < known <= _MOST_FOLLOWED:
+        return
+    session.execute(update(Registry).where(Registry.id == 1).values(revision=known + 1))
+    note(session, actor, "registry.outrun", "registry", before={"revision": before}, after={"revision": known + 1})
 
 
 def note(

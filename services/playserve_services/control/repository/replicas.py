@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from playserve.errors import NotFoundError
 from playserve.specs import check_policy_name
 from playserve_services.control.models import Replica, ReplicaSession
-from playserve_services.control.repository.audit import Actor, bump, note, now
+from playserve_services.control.repository.audit import Actor, bump, note, now, outrun
 
 __all__ = [
     "Beat", "SessionFacts", "forget_replica", "get_replica", "heartbeat", "is_fresh", "list_replicas", "list_sessions",
@@ -49,7 +49,8 @@ class SessionFacts:
 def heartbeat(session: Session, actor: Actor, name: str, beat: Beat) -> Replica:
     """Register a replica, or renew what is known of it.
 
-    A new instance under an old name is a restarted server: it is not told to drain any more.
+    A new instance under an old name is a restarted server: it is not told to drain any more. A replica that follows a
+    newer view than there is knew a registry that was lost: this one counts on from there.
 
     Raises:
         BadSettingError: The name is none.
@@ -72,6 +73,7 @@ def heartbeat(session: Session, actor: Actor, name: str, beat: Beat) -> Replica:
         if before != known:
             note(session, actor, "replica.registered", name, before=before, after=known)
     session.flush()
+    outrun(session, actor, beat.view_revision)
     return row
 
 

@@ -1,4 +1,4 @@
-"""Keys, the audit, and the view that inference servers follow. All of it tells who has keys, so it is for admins."""
+"""Keys and the audit, for admins; and the view that inference servers follow, which tells who has keys, for them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Query, Response
 
-from playserve_services.control.context import Admin, Ctx
+from playserve_services.control.context import Admin, Ctx, Replicas
 from playserve_services.control.problems import RESPONSES
 from playserve_services.control.repository.audit import list_audit
 from playserve_services.control.repository.keys import add_key, list_keys, revoke_key
@@ -64,7 +64,7 @@ def get_audit(
     response_model=RegistryView,
     responses={304: {"description": "It is what If-None-Match names."}},
 )
-def get_view(context: Ctx, caller: Admin, if_none_match: Annotated[str, Header(max_length=1000)] = "") -> Response:
+def get_view(context: Ctx, caller: Replicas, if_none_match: Annotated[str, Header(max_length=1000)] = "") -> Response:
     """Return what inference servers need to know. Who sends its ETag back gets 304 while nothing changed."""
     with context.database.read() as session:
         body = build_view(session).model_dump_json().encode()

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query
 
 from playserve.errors import AccessDeniedError, PlayserveError, SessionNotFoundError
-from playserve_services.control.context import Admin, Anybody, Context, Ctx
+from playserve_services.control.context import Admin, Anybody, Context, Ctx, Replicas
 from playserve_services.control.models import Replica
 from playserve_services.control.problems import RESPONSES
 from playserve_services.control.repository.audit import revision
@@ -59,8 +59,10 @@ def get_one_replica(name: NameInPath, context: Ctx, caller: Anybody) -> ReplicaO
 
 
 @router.put("/replicas/{name}")
-def put_replica(name: NameInPath, body: HeartbeatIn, context: Ctx, caller: Admin) -> HeartbeatOut:
+def put_replica(name: NameInPath, body: HeartbeatIn, context: Ctx, caller: Replicas) -> HeartbeatOut:
     """Take a replica's heartbeat."""
+    if body.figures is not None:
+        context.history.add(name, body.instance, body.figures.counts())
     with context.database.change() as session:
         row = heartbeat(session, caller.actor, name, body.beat())
         return HeartbeatOut(drain=row.drain_wanted, revision=revision(session))
@@ -117,10 +119,11 @@ def get_sessions(
         for row in replicas
         if row.name not in answers
     ]
-    with context.database.change() as session:
-        for name, answer in answers.items():
-            if not isinstance(answer, PlayserveError):
-                put_sessions(session, name, answer)
+    told = {name: answer for name, answer in answers.items() if not isinstance(answer, PlayserveError)}
+    # Who only looks takes no turn among those who change something, unless there is news.
+    with context.database.change() if told else context.database.read() as session:
+        for name, sessions in told.items():
+            put_sessions(session, name, sessions)
         rows = list_sessions(session, replica)
     shown = [row for row in rows if policy in ("", row.policy) and caller.owns(row.principal)]
     return SessionsOut(sessions=[SessionOut.of(row) for row in shown], unreachable=unreachable)

@@ -1,4 +1,4 @@
-"""Evaluations and grids on this machine: start, watch, cancel, fetch the report."""
+"""Evaluations and grids, here or in a cluster: start, watch, cancel, fetch the report."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ from playserve_services.control.jobs.requests import (
 )
 from playserve_services.control.models import Job
 from playserve_services.control.problems import RESPONSES
+from playserve_services.control.repository.aliases import aliases_of
 from playserve_services.control.repository.jobs import JobState, get_job, list_jobs, want_cancel
 from playserve_services.control.repository.replicas import is_fresh, list_replicas
-from playserve_services.control.schemas import JobOut, LogOut
+from playserve_services.control.schemas import JobOut, LogOut, PartOut
 
-__all__ = ["router"]
+__all__ = ["grid_status", "router"]
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=RESPONSES)
 
@@ -38,6 +39,9 @@ def start_job(body: JobRequest, context: Ctx, caller: Admin) -> JobOut:
     """Start an evaluation or a grid; it waits until there is room."""
     if isinstance(body, EvaluationRequest) and body.server is None:
         body = body.model_copy(update={"server": _server_of(context, body.policy)})
+    if isinstance(body, EvaluationRequest) and body.shards > 1:
+        # An alias may move while shards begin; those of different versions cannot be put together.
+        body = body.model_copy(update={"version": _version_of(context, body.policy, body.version)})
     return JobOut.model_validate(context.jobs.submit(caller.actor, body))
 
 
@@ -61,11 +65,21 @@ def get_one_job(job_id: JobId, context: Ctx, caller: Anybody) -> JobOut:
 
 @router.get("/{job_id}/log")
 def get_log(
-    job_id: JobId, context: Ctx, caller: Anybody, tail_bytes: Annotated[int, Query(ge=1, le=262_144)] = 16_384
+    job_id: JobId,
+    context: Ctx,
+    caller: Anybody,
+    tail_bytes: Annotated[int, Query(ge=1, le=262_144)] = 16_384,
+    part: Annotated[int | None, Query(ge=0, le=2**31 - 1, description="Of this part; absent: of all.")] = None,
 ) -> LogOut:
     """Return the end of a job's log."""
     job = _job(context, job_id)
-    return LogOut(id=job.id, state=job.state, tail=context.jobs.log_tail(job, tail_bytes))
+    return LogOut(id=job.id, state=job.state, tail=context.jobs.log_tail(job, tail_bytes, part))
+
+
+@router.get("/{job_id}/parts")
+def get_parts(job_id: JobId, context: Ctx, caller: Anybody) -> list[PartOut]:
+    """Return what each part of a job in a cluster does; nothing of one that runs as a whole, or whose pods are gone."""
+    return [PartOut.model_validate(part) for part in context.jobs.parts(_job(context, job_id))]
 
 
 @router.post("/{job_id}/cancel")
@@ -83,7 +97,7 @@ def get_report(job_id: JobId, context: Ctx, caller: Anybody) -> dict[str, Any]:
     job = _job(context, job_id)
     request = parse_request(job.request)
     if isinstance(request, GridRequest):
-        return _grid_status(context, request)
+        return grid_status(context, request)
     # What is not finite is null: JSON has no other word, and a missing result is missing.
     report: dict[str, Any] = _finite(context.jobs.evaluation_report(job))
     return report
@@ -92,6 +106,11 @@ def get_report(job_id: JobId, context: Ctx, caller: Anybody) -> dict[str, Any]:
 def _job(context: Context, job_id: str) -> Job:
     with context.database.read() as session:
         return get_job(session, job_id)
+
+
+def _version_of(context: Context, policy: str, reference: str) -> str:
+    with context.database.read() as session:
+        return aliases_of(session, policy).get(policy, {}).get(reference, reference)
 
 
 def _server_of(context: Context, policy: str) -> str:
@@ -107,7 +126,8 @@ def _server_of(context: Context, policy: str) -> str:
     return max(able, key=lambda row: row.slots_total - row.slots_used).address
 
 
-def _grid_status(context: Context, request: GridRequest) -> dict[str, Any]:
+def grid_status(context: Context, request: GridRequest) -> dict[str, Any]:
+    """Return how far a grid is; raises ServerFault where its folder does not tell."""
     try:
         value = json.loads(processes.capture(report_command(request, context.settings.grids), _REPORT_TIMEOUT_S))
     except (subprocess.SubprocessError, ValueError) as error:

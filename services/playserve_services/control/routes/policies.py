@@ -125,6 +125,5 @@ def register_version(
 
 @router.post("/store/sync")
 def sync_store(context: Ctx, caller: Admin) -> SyncOut:
-    """Register every version that the store has and the registry has not."""
-    registered, failed = context.publisher.sync(caller.actor)
-    return SyncOut(registered=registered, failed=failed)
+    """Register every version that the store has and the registry has not; of unknown policies with their aliases."""
+    return SyncOut.model_validate(context.publisher.sync(caller.actor))
