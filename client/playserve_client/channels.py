@@ -129,7 +129,7 @@ class ClientSettings:
     """Everything that a client, sync or async, needs to dial.
 
     Attributes:
-        address: "host:port".
+        address: "host:port", or several by commas.
         api_key: Key or token for servers that want one.
         tls: See :data:`Tls`.
         allow_insecure_key: Send the key over plain text to other machines, too, where others can read it.
@@ -145,6 +145,13 @@ class ClientSettings:
     timeout_s: float = DEFAULT_TIMEOUT_S
     codecs: tuple[Codec, ...] = ()
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The servers that `address` names."""
+        if self.address.startswith(("ipv4:", "ipv6:")):  # gRPC's own lists: it balances them by connections
+            return (self.address,)
+        return tuple(self.address.split(","))
 
     def credentials(self, target: str = "") -> grpc.ChannelCredentials | None:
         """Return the credentials to dial with; None: plain text.
@@ -179,6 +186,8 @@ class ClientSettings:
             ("grpc.max_send_message_length", -1),
             ("grpc.keepalive_time_ms", 15_000),
             ("grpc.keepalive_timeout_ms", 10_000),
+            # Without it, newer versions of gRPC wait a minute for the answer to their ping; no session waits as long.
+            ("grpc.http2.ping_timeout_ms", 10_000),
             ("grpc.http2.max_pings_without_data", 0),
             # Each client its own connection, and quick new attempts: a resumed game waits for them.
             ("grpc.use_local_subchannel_pool", 1),

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import grpc
 
-from playserve.errors import NotFoundError, ServerUnavailableError, TimeoutExceededError, from_rpc_error
+from playserve.errors import (
+    NotFoundError,
+    PlayserveError,
+    ServerUnavailableError,
+    TimeoutExceededError,
+    from_rpc_error,
+)
 from playserve.settings import Consent, Extras, Pace, Sampling, VersionPolicy
 from playserve.specs import Codec
 from playserve.v1 import policy_service_pb2 as ps
@@ -18,25 +25,29 @@ from playserve_client.channels import DEFAULT_MAX_MESSAGE_BYTES, DEFAULT_TIMEOUT
 from playserve_client.results import PolicyInfo
 from playserve_client.rollout import Rollout
 from playserve_client.rollout_core import RolloutCore
+from playserve_client.routing import ASK_S, free_slots, ranked, split_addresses, try_elsewhere
 from playserve_client.session import Session
 from playserve_client.session_core import SessionCore, open_message
+from playserve_client.tracing import ClientTracing
 
 __all__ = ["PolicyClient"]
 
 _READY_POLL_S = 0.1
+_Opened = TypeVar("_Opened", Session, Rollout)
 
 
 class PolicyClient:
     """Talks to one policy server; a context manager. Thread-safe.
 
     Args:
-        address: "host:port".
+        address: "host:port", or several, by commas or as a list: a session is opened on the one with most free slots.
         api_key: Key or token for servers that want one.
         tls: False for plain text, True for the system's roots, or a `TlsConfig` (or gRPC's own credentials).
         timeout_s: Longest wait for any answer, unless the call says otherwise.
         codecs: Packings to offer besides raw, best first; used where server and policy take them. JPEG is lossy.
         max_message_bytes: Largest message to take.
         allow_insecure_key: Send the key over plain text to other machines, too, where others can read it.
+        tracing: Traces steps of its sessions; None: nobody does.
 
     Raises:
         BadSettingError: The key would be sent over plain text to another machine.
@@ -44,7 +55,7 @@ class PolicyClient:
 
     def __init__(
         self,
-        address: str,
+        address: str | Sequence[str],
         *,
         api_key: str | None = None,
         tls: Tls = False,
@@ -52,9 +63,11 @@ class PolicyClient:
         codecs: Sequence[Codec] = (),
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
         allow_insecure_key: bool = False,
+        tracing: ClientTracing | None = None,
     ) -> None:
+        self._tracing = tracing
         self._settings = ClientSettings(
-            address=address,
+            address=",".join(split_addresses(address)),
             api_key=api_key,
             tls=tls,
             timeout_s=timeout_s,
@@ -64,7 +77,8 @@ class PolicyClient:
         )
         self._channels: dict[str, grpc.Channel] = {}
         self._open: set[Session | Rollout] = set()
-        self._stub = self._dial(None)
+        for target in self._settings.targets:
+            self._dial(target)
 
     def __enter__(self) -> Self:
         return self
@@ -76,7 +90,7 @@ class PolicyClient:
 
     @property
     def address(self) -> str:
-        """Return "host:port"."""
+        """Return "host:port", several by commas."""
         return self._settings.address
 
     def close(self) -> None:
@@ -93,9 +107,9 @@ class PolicyClient:
             left_s = max(0.05, min(self._settings.timeout_s, deadline - time.monotonic()))
             try:
                 if policy:
-                    self._unary(self._stub.GetPolicy, ps.GetPolicyRequest(policy=policy, version=version), left_s)
+                    self._unary("GetPolicy", ps.GetPolicyRequest(policy=policy, version=version), left_s)
                 else:
-                    self._unary(self._stub.ListPolicies, ps.ListPoliciesRequest(), left_s)
+                    self._unary("ListPolicies", ps.ListPoliciesRequest(), left_s)
             except (ServerUnavailableError, TimeoutExceededError, NotFoundError) as error:
                 if time.monotonic() + _READY_POLL_S > deadline:
                     raise TimeoutExceededError(f"{self.address} is not ready after {timeout_s:g} s: {error}") from error
@@ -105,13 +119,13 @@ class PolicyClient:
 
     def list_policies(self, name_prefix: str = "", *, timeout_s: float | None = None) -> list[PolicyInfo]:
         """Return every policy version that is ready to open, by name, newest first."""
-        response = self._unary(self._stub.ListPolicies, ps.ListPoliciesRequest(name_prefix=name_prefix), timeout_s)
+        response = self._unary("ListPolicies", ps.ListPoliciesRequest(name_prefix=name_prefix), timeout_s)
         return [PolicyInfo.from_proto(policy) for policy in response.policies]
 
     def get_policy(self, name: str, version: str = "", *, timeout_s: float | None = None) -> PolicyInfo:
         """Return one policy version; without a version or an alias, the newest."""
         request = ps.GetPolicyRequest(policy=name, version=version)
-        return PolicyInfo.from_proto(self._unary(self._stub.GetPolicy, request, timeout_s).policy)
+        return PolicyInfo.from_proto(self._unary("GetPolicy", request, timeout_s).policy)
 
     def play(
         self,
@@ -194,40 +208,87 @@ class PolicyClient:
         timeout_s: float | None = None,
     ) -> Rollout:
         """Open a rollout of `num_envs` environments, all in lockstep on one version; see :meth:`play`."""
-        core = RolloutCore(
-            policy,
-            num_envs,
-            version=version,
-            seed=seed,
-            sampling=sampling,
-            extras=extras,
-            codecs=self._settings.codecs,
-            client=self._settings.client_info(),
-        )
-        rollout = Rollout(
-            self._stub.Rollout,
-            core,
-            metadata=self._settings.metadata(policy, new_route()),
-            timeout_s=self._settings.timeout_s if timeout_s is None else timeout_s,
-            on_close=self._open.discard,
-        )
+        metadata = self._settings.metadata(policy, new_route())
+
+        def opened(address: str | None) -> Rollout:
+            return Rollout(
+                self._dial(address).Rollout,
+                RolloutCore(
+                    policy,
+                    num_envs,
+                    version=version,
+                    seed=seed,
+                    sampling=sampling,
+                    extras=extras,
+                    codecs=self._settings.codecs,
+                    client=self._settings.client_info(),
+                ),
+                metadata=metadata,
+                timeout_s=self._settings.timeout_s if timeout_s is None else timeout_s,
+                on_close=self._open.discard,
+            )
+
+        rollout = self._somewhere(opened, policy, version)
         self._open.add(rollout)
         return rollout
 
     def _session(self, opening: ps.Open, resume: bool, timeout_s: float | None, route: str) -> Session:
-        session = Session(
-            lambda address: self._dial(address).Play,
-            SessionCore(opening, self._settings.codecs, self._settings.client_info(), route),
-            metadata=self._settings.metadata(opening.policy, route),
-            timeout_s=self._settings.timeout_s if timeout_s is None else timeout_s,
-            resume=resume,
-            on_close=self._open.discard,
-        )
+        metadata = self._settings.metadata(opening.policy, route)
+
+        def opened(address: str | None) -> Session:
+            tracer = None if self._tracing is None else self._tracing.session()
+            traced = () if tracer is None else tracer.metadata()
+            own = ps.Open()
+            own.CopyFrom(opening)
+            core = SessionCore(own, self._settings.codecs, self._settings.client_info(), route, tracer)
+            core.dial_elsewhere(address)
+            return Session(
+                lambda address: self._dial(address).Play,
+                core,
+                metadata=(*metadata, *traced),
+                timeout_s=self._settings.timeout_s if timeout_s is None else timeout_s,
+                resume=resume,
+                on_close=self._open.discard,
+            )
+
+        session = self._somewhere(opened, opening.policy, opening.version, resuming=bool(opening.resume_token))
         self._open.add(session)
         return session
 
+    def _somewhere(
+        self, opened: Callable[[str | None], _Opened], policy: str, version: str, *, resuming: bool = False
+    ) -> _Opened:
+        """Open something on the best of the servers that does not refuse it."""
+        if len(self._settings.targets) == 1:
+            return opened(None)
+        *others, last = self._places(policy, version)
+        for address in others:
+            try:
+                return opened(address)
+            except PlayserveError as error:
+                if not try_elsewhere(error, resuming=resuming):
+                    raise
+        return opened(last)
+
+    def _places(self, policy: str, version: str) -> list[str]:
+        """Return the servers, those with most free slots first."""
+        metadata, limit = self._settings.metadata(policy), min(ASK_S, self._settings.timeout_s)
+        request = ps.ListPoliciesRequest(name_prefix=policy)
+        stubs: dict[str, Any] = {target: self._dial(target) for target in self._settings.targets}
+        calls = {
+            target: stub.ListPolicies.future(request, timeout=limit, metadata=metadata)
+            for target, stub in stubs.items()
+        }
+        free: dict[str, int | None] = {}
+        for target, call in calls.items():
+            try:
+                free[target] = free_slots(call.result().policies, policy, version)
+            except grpc.RpcError:
+                free[target] = None
+        return ranked(free, random.Random())
+
     def _dial(self, address: str | None) -> PolicyServiceStub:
-        target = address or self._settings.address
+        target = address or self._settings.targets[0]
         if target not in self._channels:
             credentials, options = self._settings.credentials(target), self._settings.options()
             self._channels[target] = (
@@ -237,10 +298,16 @@ class PolicyClient:
             )
         return PolicyServiceStub(self._channels[target])
 
-    def _unary(self, method: Callable[..., Any], request: Any, timeout_s: float | None) -> Any:
+    def _unary(self, method: str, request: Any, timeout_s: float | None) -> Any:
+        """Call the first server that answers."""
         limit = self._settings.timeout_s if timeout_s is None else timeout_s
         metadata = self._settings.metadata(getattr(request, "policy", ""))
-        try:
-            return method(request, timeout=limit, metadata=metadata)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+        targets = self._settings.targets
+        for target in targets:
+            try:
+                return getattr(self._dial(target), method)(request, timeout=limit, metadata=metadata)
+            except grpc.RpcError as failure:
+                error = from_rpc_error(failure)
+                if target == targets[-1] or not try_elsewhere(error, resuming=False):
+                    raise error from failure
+        raise AssertionError("there is a server")  # pragma: no cover - split_addresses saw to it

@@ -148,6 +148,8 @@ class Session(SessionView):
                 episode_id=episode_id,
             )
             self._send(request)
+            if self._core.tracer is not None:
+                self._core.tracer.sent(self._core.last_seq)
             return self._core.last_seq
 
     def recv(self, timeout_s: float | None = None) -> StepResult:
@@ -291,7 +293,8 @@ class Session(SessionView):
             self._lost_at = now if self._lost_at is None else self._lost_at
             opened = self._core.opened
             sent_on = self._core.moved and error is None
-            again = self._resume and (opened is not None or sent_on) and not self._closing.is_set()
+            willing = self._resume or (self._core.redirected and sent_on)
+            again = willing and (opened is not None or sent_on) and not self._closing.is_set()
             if again and opened is not None:
                 in_time = now - self._lost_at < opened.detach_window_us / 1e6
                 again = in_time and may_resume(error, moved=self._core.moved, again=self._lost_at != now)

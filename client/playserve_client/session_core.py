@@ -31,6 +31,7 @@ from playserve.v1 import policy_service_pb2 as ps
 from playserve.v1 import types_pb2 as pb
 from playserve_client.inputs import Frame, InputPacker
 from playserve_client.results import StepResult
+from playserve_client.tracing import SessionTracer
 
 __all__ = ["PING_INTERVAL_S", "SessionCore", "Ticket", "open_message"]
 
@@ -104,9 +105,17 @@ class SessionCore:
         codecs: Packings to offer besides raw, best first.
         client: Who is calling.
         route: Routing key of its streams.
+        tracer: Traces its steps; None: nobody does.
     """
 
-    def __init__(self, opening: ps.Open, codecs: Sequence[Codec], client: pb.ClientInfo, route: str = "") -> None:
+    def __init__(
+        self,
+        opening: ps.Open,
+        codecs: Sequence[Codec],
+        client: pb.ClientInfo,
+        route: str = "",
+        tracer: SessionTracer | None = None,
+    ) -> None:
         self._opening, self._preferred, self._client = opening, tuple(codecs), client
         self._opening.codecs.extend(codec.value for codec in self._preferred)
         self._opening.client.CopyFrom(client)
@@ -118,8 +127,9 @@ class SessionCore:
         self.last_seq = 0
         self.episode_id = opening.episode_id
         self.route = route
+        self.tracer = tracer
         self.moved = False  # the server has said that the session lives elsewhere, where it was not opened yet
-        self.address: str | None = None  # where it lives; None: where the client dials
+        self.address: str | None = None  # where it lives; None: the one address that the client dials
         self._moves = 0
         self._packer: InputPacker | None = None
         self._token = opening.resume_token
@@ -131,6 +141,20 @@ class SessionCore:
         self._nonce = 0
 
     # ---- what goes up
+
+    @property
+    def resuming(self) -> bool:
+        """Whether its first Open resumes a session."""
+        return bool(self._opening.resume_token)
+
+    @property
+    def redirected(self) -> bool:
+        """Whether a server has named another one to open the new session at."""
+        return self.moved and self.opened is None and not self.resuming
+
+    def dial_elsewhere(self, address: str | None) -> None:
+        """Begin anew at another server, after one has refused to open the session."""
+        self.error, self.moved, self.address = None, False, address
 
     def open_request(self) -> ps.PlayRequest:
         """Return the first message of a stream: the Open, or one that resumes what was opened before."""
@@ -152,6 +176,7 @@ class SessionCore:
     ) -> ps.PlayRequest:
         """Return the next Step; its seq is `last_seq` from now on."""
         spec, packer = self._ready()
+        began_ns = 0 if self.tracer is None else time.monotonic_ns()
         step = ps.Step(
             seq=self.last_seq + 1,
             episode_id=self.episode_id if episode_id is None else episode_id,
@@ -167,6 +192,8 @@ class SessionCore:
         self.episode_id = max(self.episode_id, step.episode_id)
         if not observe_only:
             self._sent_at[self.last_seq] = time.monotonic()
+            if self.tracer is not None:
+                self.tracer.encoded(self.last_seq, step.capture_time_ns, began_ns)
         self._log.append(request)
         self._log_steps += 1
         while self._log_steps > _LOG_STEPS and isinstance(self._log[0], ps.PlayRequest):
@@ -228,6 +255,8 @@ class SessionCore:
         self.opened, self.moved, self._moves, self._token = opened, False, 0, opened.resume_token
         self.spec = PolicySpec.from_proto(opened.policy)
         self._packer = InputPacker(self.spec, self._preferred, frozenset(opened.codecs))
+        if self.tracer is not None:
+            self.tracer.opened(opened.session_id, self.spec.name, self.spec.version)
         last = StepResult.from_proto(opened.last_result, self.spec) if opened.HasField("last_result") else None
         if not again:
             self.last_seq, self.last_result, self.episode_id = opened.last_seq, last, opened.episode_id
@@ -318,6 +347,8 @@ class SessionCore:
 
     def _settle(self, result: StepResult) -> None:
         self.last_result = result
+        if self.tracer is not None:
+            self.tracer.answered(result.seq, live=self.pace is Pace.LIVE)
         if self.pace is Pace.LIVE:  # waiting older steps were dropped, and the result says so
             for seq in [seq for seq in self._sent_at if seq < result.seq]:
                 del self._sent_at[seq]
@@ -335,6 +366,8 @@ class SessionCore:
         else:
             error.seq = message.seq
             self._forget(message.seq)
+            if self.tracer is not None:
+                self.tracer.failed(message.seq, error)
         self._inbox.append(error)
 
     def _forget(self, seq: int) -> None:
@@ -362,6 +395,8 @@ class SessionCore:
         """End the session with `error`; the first one stands."""
         if self.error is None:
             self.error = error
+            if self.tracer is not None:
+                self.tracer.closed()
         for entry in self._log:
             if isinstance(entry, Ticket):
                 entry.finish(error=self.error)

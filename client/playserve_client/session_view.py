@@ -8,6 +8,7 @@ from playserve.v1 import policy_service_pb2 as ps
 from playserve_client.channels import stream_was_lost
 from playserve_client.results import StepResult
 from playserve_client.session_core import PING_INTERVAL_S, SessionCore
+from playserve_client.tracing import SessionTracer
 
 __all__ = [
     "CLOSE_WAIT_S",
@@ -61,8 +62,13 @@ class SessionView:
 
     @property
     def address(self) -> str | None:
-        """Return the "host:port" that the session was moved to; None: it is where its client dials."""
+        """Return the "host:port" where the session lives; None: the only one that its client was given."""
         return self._core.address
+
+    @property
+    def tracer(self) -> SessionTracer | None:
+        """Return what traces its steps; None: nobody does."""
+        return self._core.tracer
 
     @property
     def seed(self) -> int:

@@ -26,7 +26,7 @@ _EXTRAS = {
     "prometheus_client": "serve", "pydantic_settings": "serve", "fastapi": "serve", "grpc_health": "serve",
     "grpc_reflection": "serve", "tritonclient": "serve", "jwt": "serve", "cryptography": "serve",
     "sqlalchemy": "control", "alembic": "control", "psycopg": "control", "uvicorn": "control",
-    "python_multipart": "control",
+    "python_multipart": "control", "kubernetes": "control",
     "ale_py": "envs", "gymnasium": "envs", "nle": "envs", "cv2": "envs", "rich": "envs", "PIL": "envs",
     "vizdoom": "envs", "av": "envs",
     "scipy": "laws", "matplotlib": "laws",

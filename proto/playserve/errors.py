@@ -64,6 +64,7 @@ from typing import Any
 
 import grpc
 from google.protobuf import duration_pb2
+from google.protobuf.message import DecodeError as ProtobufError
 from google.rpc import error_details_pb2, status_pb2
 
 __all__ = [
@@ -460,14 +461,17 @@ def from_status(status: status_pb2.Status) -> PlayserveError:
     """Return the exception for `status`: by its documented reason, else by its code."""
     reason, retry_after_s = "", None
     for detail in status.details:
-        if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
-            info = error_details_pb2.ErrorInfo()
-            detail.Unpack(info)
-            reason = info.reason if info.domain == DOMAIN else reason
-        elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
-            retry = error_details_pb2.RetryInfo()
-            detail.Unpack(retry)
-            retry_after_s = retry.retry_delay.ToNanoseconds() / 1e9
+        try:
+            if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
+                info = error_details_pb2.ErrorInfo()
+                detail.Unpack(info)
+                reason = info.reason if info.domain == DOMAIN else reason
+            elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
+                retry = error_details_pb2.RetryInfo()
+                detail.Unpack(retry)
+                retry_after_s = retry.retry_delay.ToNanoseconds() / 1e9
+        except (ProtobufError, ValueError):  # a damaged detail must not hide the error that it came with
+            continue
     code = _CODE_BY_NUMBER.get(status.code, grpc.StatusCode.UNKNOWN)
     cls = REASONS.get(reason) or _BY_CODE.get(code, PlayserveError)
     return cls(status.message, retry_after_s=retry_after_s)

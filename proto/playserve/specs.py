@@ -55,6 +55,9 @@ class Codec(enum.IntEnum):
     JPEG = pb.CODEC_JPEG
 
 
+_CODECS = frozenset(map(int, Codec))
+
+
 class ImageFormat(enum.IntEnum):
     """Meaning of the channels of an image tensor."""
 
@@ -151,7 +154,7 @@ class TensorSpec:
             shape=tuple(message.shape),
             image_format=ImageFormat(message.image_format),
             resize_id=message.resize_id,
-            codecs=tuple(Codec(codec) for codec in message.codecs),
+            codecs=tuple(Codec(codec) for codec in message.codecs if codec in _CODECS),  # others: of a newer server
             minimum=message.minimum if message.HasField("minimum") else None,
             maximum=message.maximum if message.HasField("maximum") else None,
             droppable=message.droppable,

@@ -9,6 +9,11 @@
 The policy is the Atari net of width 8 in all three. Each round measures every one, in an order that turns; differences
 are taken within a round and judged by their median. "client" is also the probe of the machine: where its own p50 varies
 by more than ``--jitter`` between rounds, the verdict is "inconclusive".
+
+Client and front send Triton the same tensors and bytes, one row, to one model in one process. Both drivers make their
+request once and renumber it; the front makes its own anew for every step, as it must. CPU time a step, of the driver
+and of the front, is in the report too: it says what the code costs where a busy machine hides that. ``--against DIR``
+adds the front of another source tree (``git archive REVISION proto client trainer services | tar -x -C DIR``).
 """
 
 from __future__ import annotations
@@ -17,9 +22,9 @@ import argparse
 import asyncio
 import statistics
 import sys
-import sysconfig
 import tempfile
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -35,10 +40,6 @@ from rich.table import Table
 from tritonclient.grpc import InferInput
 from tritonclient.utils import np_to_triton_dtype
 
-import playserve
-import playserve_client
-import playserve_services
-import playserve_trainer
 from playserve_services.inference.runtime import Row
 from playserve_services.triton.host import HostSettings
 from playserve_services.triton.repository import export_batch
@@ -49,6 +50,7 @@ from playserve_trainer.models.atari import AtariConfig, AtariPolicy
 from playserve_trainer.store import CheckpointStore
 
 _POLICY, _LIMIT_MS = "width8", 0.5
+_SOURCES = ("proto", "client", "trainer", "services")
 
 
 class BatchLane:
@@ -104,27 +106,44 @@ def _publish(store: Path) -> None:
     CheckpointStore(store).publish(_POLICY, store.parent / "made")
 
 
-def _serve(store: Path, *more: str) -> ServerProcess:
-    command = [str(Path(sys.executable).with_name("playserve")), "serve", "--store", str(store), "--slots", "8"]
-    return ServerProcess([*command, "--port", "{port}", *more], name="playserve", ready_s=120.0)
+def _serve(store: Path, *more: str, sources: Path | None = None) -> ServerProcess:
+    """Return a server that is not started yet; `sources`: of another tree than this one."""
+    program = [sys.executable, "-c", "import sys; from playserve.cli import main; sys.exit(main())"]
+    command = [*program, "serve", "--store", str(store), "--slots", "8", "--poll-s", "600", "--port", "{port}", *more]
+    env = {} if sources is None else {"PYTHONPATH": ":".join(str(sources / root) for root in _SOURCES)}
+    return ServerProcess(command, name="playserve", env=env, ready_s=180.0)
 
 
-async def _measure(lane: Lane, seconds: float) -> dict[str, float]:
-    found = await closed_loop([lane], seconds)
-    latencies = sorted(found.latencies_ms)
+def _cpu_s(pid: int) -> float:
+    """Return the CPU time of a process's threads in seconds, to the nanosecond."""
+    return sum(int(task.read_text().split()[0]) for task in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
+
+
+async def _measure(lane: Lane, seconds: float, server: ServerProcess | None) -> dict[str, float]:
+    """Measure a lane; `server` is the process whose CPU time is counted beside the driver's."""
+
+    def cpu_s() -> float:
+        return time.process_time() + (_cpu_s(server.pid) if server is not None else 0.0)
+
+    found = (await closed_loop([lane], seconds, cpu=cpu_s)).summary()
     return {
-        "p50_ms": latencies[len(latencies) // 2], "p99_ms": latencies[int(0.99 * len(latencies))],
-        "steps_per_s": len(latencies) / seconds,
-    }  # fmt: skip
+        "p50_ms": found["p50_ms"], "p99_ms": found["p99_ms"], "steps_per_s": found["rate"],
+        "cpu_us": found["server_cpu_us_per_step"],
+    }  # type: ignore[dict-item] # fmt: skip
 
 
-async def _played(address: str, seconds: float) -> dict[str, float]:
-    async with channel(address) as connection:
-        return await _measure(PlayLane(connection, _POLICY), seconds)
+async def _played(server: ServerProcess, seconds: float) -> dict[str, float]:
+    async with channel(server.address) as connection:
+        return await _measure(PlayLane(connection, _POLICY), seconds, server)
 
 
-async def _asked(address: str, seconds: float) -> dict[str, float]:
-    return await _measure(BatchLane(address), seconds)
+async def _asked(server: TritonServer, seconds: float) -> dict[str, float]:
+    return await _measure(BatchLane(server.address), seconds, None)
+
+
+def _added(rounds: Sequence[Mapping[str, Mapping[str, float]]], name: str) -> list[float]:
+    """Return what a front added in each round."""
+    return [one[name]["p50_ms"] - one["client"]["p50_ms"] for one in rounds]
 
 
 def main() -> int:
@@ -133,6 +152,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each side of a round")
     parser.add_argument("--jitter", type=float, default=1.5, help="allowed max/min of the client's own p50")
+    parser.add_argument(
+        "--against", type=Path, metavar="DIR", help="source tree whose front is measured beside this one"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/bench/triton.json"))
     args, console = parser.parse_args(), report_console()
     report: dict[str, Any] = {"benchmark": "triton", "limit_ms": _LIMIT_MS}
@@ -141,33 +163,39 @@ def main() -> int:
         store = Path(folder) / "store"
         _publish(store)
         export_batch(HostSettings(policy=_POLICY, store=str(store), slots=64), Path(folder) / "models")
-        ours = (playserve, playserve_client, playserve_trainer, playserve_services)
-        paths = [str(Path(module.__path__[0]).parent) for module in ours] + [sysconfig.get_paths()["purelib"]]
-        there = stack.enter_context(
-            TritonServer(Path(folder) / "models", env={"PYTHONPATH": ":".join(paths)}, ready_s=120.0)
-        )
-        front = stack.enter_context(_serve(store, "--engine", "triton", "--triton-url", there.address))
-        own = stack.enter_context(_serve(store))
-        for address in (front.address, own.address):
-            run_async(wait_for_policy(address, _POLICY))
-        sides = [("client", _asked, there.address), ("front", _played, front.address), ("own", _played, own.address)]
+        there = stack.enter_context(TritonServer(Path(folder) / "models", ready_s=120.0))
+        compute = ("--engine", "triton", "--triton-url", there.address)
+        servers = {"front": _serve(store, *compute), "own": _serve(store)}
+        if args.against is not None:  # with slots of its own
+            servers["against"] = _serve(store, *compute, "--triton-front", "1", sources=args.against)
+        for server in servers.values():
+            stack.enter_context(server)
+            run_async(wait_for_policy(server.address, _POLICY))
+        sides: list[tuple[str, Any, Any]] = [("client", _asked, there)]
+        sides += [(name, _played, server) for name, server in servers.items()]
         for number in range(args.rounds):
             turn = number % len(sides)
             rounds.append({name: run_async(run(at, args.seconds)) for name, run, at in sides[turn:] + sides[:turn]})
-    added = [one["front"]["p50_ms"] - one["client"]["p50_ms"] for one in rounds]
+    added = _added(rounds, "front")
     probe = [one["client"]["p50_ms"] for one in rounds]
     steady = max(probe) / min(probe) <= args.jitter
     verdict = ("met" if statistics.median(added) <= _LIMIT_MS else "missed") if steady else "inconclusive"
     report |= {"rounds": rounds, "added_ms": added, "verdict": verdict}
     write_json(args.out, report)
-    table = Table("", "p50 ms best", "p50 ms median", "p99 ms median", "steps/s median")
+    table = Table("", "p50 ms best", "p50 ms median", "p99 ms median", "steps/s median", "CPU us/step median")
+    keys = ("p50_ms", "p99_ms", "steps_per_s", "cpu_us")
     for name, _, _ in sides:
-        p50, p99, rate = ([one[name][key] for one in rounds] for key in ("p50_ms", "p99_ms", "steps_per_s"))
-        shown = (min(p50), statistics.median(p50), statistics.median(p99), statistics.median(rate))
+        p50, *others = ([one[name][key] for one in rounds] for key in keys)
+        shown = (min(p50), statistics.median(p50), *map(statistics.median, others))
         table.add_row(name, *(f"{value:.3f}" for value in shown))
     console.print(table)
     console.print(f"front over client: best {min(added):.3f} ms, median {statistics.median(added):.3f} ms, "
                   f"limit {_LIMIT_MS} ms: {verdict}; {args.out}", soft_wrap=True)  # fmt: skip
+    if args.against is not None:
+        before = _added(rounds, "against")
+        report["against_added_ms"] = before
+        write_json(args.out, report)
+        console.print(f"the other tree's front: best {min(before):.3f} ms, median {statistics.median(before):.3f} ms")
     return 1 if verdict == "missed" else 0
 
 

@@ -67,12 +67,24 @@ def test_get_policy_refuses_what_is_not_there(target: Any) -> None:
     assert reason_of(status_of(missing)) == "VERSION_NOT_FOUND"
 
 
-def test_state_transfer_is_refused_as_not_implemented(target: Any) -> None:
+def test_a_state_that_does_not_fit_is_refused_or_all_are(target: Any) -> None:
     stub = state_transfer_service_pb2_grpc.StateTransferServiceStub(target.channel)
-    request = st.TransferStateRequest(header=st.StateHeader(policy="memory"))
-    error = _error(lambda: list(stub.TransferState(iter([request]), timeout=30)))
-    assert error.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert reason_of(status_of(error)) == "NOT_IMPLEMENTED"
+    policy = target.policy("memory")
+    fits = {
+        "policy": policy.name, "version": policy.version, "state_layout": policy.state_layout,
+        "state_bytes": policy.state_bytes_per_session, "session_id": "5e5510", "principal": "anonymous",
+    }  # fmt: skip
+    for changed, reason in (
+        ({"policy": "nobody"}, "POLICY_NOT_FOUND"),
+        ({"version": "nothing"}, "VERSION_NOT_FOUND"),
+        ({"state_layout": "0"}, "LAYOUT_MISMATCH"),
+        ({"session_id": ""}, "MALFORMED_MESSAGE"),
+    ):
+        request = st.TransferStateRequest(header=st.StateHeader(**{**fits, **changed}))
+        error = _error(lambda request=request: list(stub.TransferState(iter([request]), timeout=30)))
+        assert reason_of(status_of(error)) in ("NOT_IMPLEMENTED", reason)
+    after = {p.name: p.slots_free for p in target.stub.ListPolicies(ps.ListPoliciesRequest(), timeout=30).policies}
+    assert after[policy.name] == policy.slots_total - 1, "the bystander has one"
 
 
 def test_players_cannot_reach_the_operators_service(target: Any) -> None:

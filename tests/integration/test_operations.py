@@ -95,11 +95,18 @@ def test_an_operator_ends_a_session(wire: Any, admin: Any) -> None:
     assert reason_of(status_of(caught.value)) == "SESSION_NOT_FOUND"
 
 
-def test_watching_is_refused_as_not_implemented(wire: Any, admin: Any) -> None:
+def test_an_operator_watches_a_session(wire: Any, admin: Any) -> None:
+    session = wire.play("memory", consent=ps.Consent(watch=True))
+    events = admin.WatchSession(ad.WatchSessionRequest(session_id=session.opened.session_id), timeout=30)
+    events.initial_metadata()
+    session.step(1)
+    event = next(events)
+    assert (event.step.seq, event.result.seq) == (1, 1)
+    assert session.close() == "OK"
+    assert list(events) == []
     with pytest.raises(grpc.RpcError) as caught:
         list(admin.WatchSession(ad.WatchSessionRequest(session_id="x"), timeout=30))
-    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert reason_of(status_of(caught.value)) == "NOT_IMPLEMENTED"
+    assert reason_of(status_of(caught.value)) == "SESSION_NOT_FOUND"
 
 
 def test_metrics(server: Any, wire: Any) -> None:

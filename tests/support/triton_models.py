@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
-
-import playserve
-import playserve_client
-import playserve_services
-import playserve_trainer
 
 _PEER = Path(__file__).resolve().parents[1] / "bench" / "peers" / "triton.py"
 
@@ -24,7 +18,5 @@ def triton_server(repository: Path) -> Iterator[str]:
     assert spec.loader is not None
     peer = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(peer)
-    ours = (playserve, playserve_client, playserve_trainer, playserve_services)
-    paths = [str(Path(module.__path__[0]).parent) for module in ours] + [sysconfig.get_paths()["purelib"]]
-    with peer.TritonServer(repository, env={"PYTHONPATH": ":".join(paths)}, ready_s=200.0) as server:
+    with peer.TritonServer(repository, ready_s=200.0) as server:
         yield server.address

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,7 +22,9 @@ from playserve_client.aio.session import Session
 from playserve_client.channels import DEFAULT_MAX_MESSAGE_BYTES, DEFAULT_TIMEOUT_S, ClientSettings, Tls, new_route
 from playserve_client.results import PolicyInfo
 from playserve_client.rollout_core import RolloutCore
+from playserve_client.routing import ASK_S, free_slots, ranked, split_addresses, try_elsewhere
 from playserve_client.session_core import SessionCore, open_message
+from playserve_client.tracing import ClientTracing
 
 __all__ = ["PolicyClient"]
 
@@ -32,13 +35,14 @@ class PolicyClient:
     """Talks to one policy server; an async context manager. It belongs to one event loop.
 
     Args:
-        address: "host:port".
+        address: "host:port", or several, by commas or as a list: a session is opened on the one with most free slots.
         api_key: Key or token for servers that want one.
         tls: False for plain text, True for the system's roots, or a `TlsConfig` (or gRPC's own credentials).
         timeout_s: Longest wait for any answer, unless the call says otherwise.
         codecs: Packings to offer besides raw, best first; used where server and policy take them. JPEG is lossy.
         max_message_bytes: Largest message to take.
         allow_insecure_key: Send the key over plain text to other machines, too, where others can read it.
+        tracing: Traces steps of its sessions; None: nobody does.
 
     Raises:
         BadSettingError: The key would be sent over plain text to another machine.
@@ -46,7 +50,7 @@ class PolicyClient:
 
     def __init__(
         self,
-        address: str,
+        address: str | Sequence[str],
         *,
         api_key: str | None = None,
         tls: Tls = False,
@@ -54,9 +58,11 @@ class PolicyClient:
         codecs: Sequence[Codec] = (),
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
         allow_insecure_key: bool = False,
+        tracing: ClientTracing | None = None,
     ) -> None:
+        self._tracing = tracing
         self._settings = ClientSettings(
-            address=address,
+            address=",".join(split_addresses(address)),
             api_key=api_key,
             tls=tls,
             timeout_s=timeout_s,
@@ -66,7 +72,8 @@ class PolicyClient:
         )
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._open: set[Session | Rollout] = set()
-        self._stub = self._dial(None)
+        for target in self._settings.targets:
+            self._dial(target)
 
     async def __aenter__(self) -> Self:
         return self
@@ -78,7 +85,7 @@ class PolicyClient:
 
     @property
     def address(self) -> str:
-        """Return "host:port"."""
+        """Return "host:port", several by commas."""
         return self._settings.address
 
     async def close(self) -> None:
@@ -95,9 +102,9 @@ class PolicyClient:
             left_s = max(0.05, min(self._settings.timeout_s, deadline - time.monotonic()))
             try:
                 if policy:
-                    await self._unary(self._stub.GetPolicy, ps.GetPolicyRequest(policy=policy, version=version), left_s)
+                    await self._unary("GetPolicy", ps.GetPolicyRequest(policy=policy, version=version), left_s)
                 else:
-                    await self._unary(self._stub.ListPolicies, ps.ListPoliciesRequest(), left_s)
+                    await self._unary("ListPolicies", ps.ListPoliciesRequest(), left_s)
             except (ServerUnavailableError, TimeoutExceededError, NotFoundError) as error:
                 if time.monotonic() + _READY_POLL_S > deadline:
                     raise TimeoutExceededError(f"{self.address} is not ready after {timeout_s:g} s: {error}") from error
@@ -107,15 +114,13 @@ class PolicyClient:
 
     async def list_policies(self, name_prefix: str = "", *, timeout_s: float | None = None) -> list[PolicyInfo]:
         """Return every policy version that is ready to open, by name, newest first."""
-        response = await self._unary(
-            self._stub.ListPolicies, ps.ListPoliciesRequest(name_prefix=name_prefix), timeout_s
-        )
+        response = await self._unary("ListPolicies", ps.ListPoliciesRequest(name_prefix=name_prefix), timeout_s)
         return [PolicyInfo.from_proto(policy) for policy in response.policies]
 
     async def get_policy(self, name: str, version: str = "", *, timeout_s: float | None = None) -> PolicyInfo:
         """Return one policy version; without a version or an alias, the newest."""
         request = ps.GetPolicyRequest(policy=name, version=version)
-        response = await self._unary(self._stub.GetPolicy, request, timeout_s)
+        response = await self._unary("GetPolicy", request, timeout_s)
         return PolicyInfo.from_proto(response.policy)
 
     def play(
@@ -210,29 +215,52 @@ class PolicyClient:
             client=self._settings.client_info(),
         )
         rollout = Rollout(
-            self._stub.Rollout,
+            lambda address: self._dial(address).Rollout,
             core,
             metadata=self._settings.metadata(policy, new_route()),
             timeout_s=self._settings.timeout_s if timeout_s is None else timeout_s,
             on_close=self._open.discard,
+            places=lambda: self._places(policy, version),
         )
         self._open.add(rollout)
         return rollout
 
     def _session(self, opening: ps.Open, resume: bool, timeout_s: float | None, route: str) -> Session:
+        tracer = None if self._tracing is None else self._tracing.session()
+        traced = () if tracer is None else tracer.metadata()
         session = Session(
             lambda address: self._dial(address).Play,
-            SessionCore(opening, self._settings.codecs, self._settings.client_info(), route),
-            metadata=self._settings.metadata(opening.policy, route),
+            SessionCore(opening, self._settings.codecs, self._settings.client_info(), route, tracer),
+            metadata=(*self._settings.metadata(opening.policy, route), *traced),
             timeout_s=self._settings.timeout_s if timeout_s is None else timeout_s,
             resume=resume,
             on_close=self._open.discard,
+            places=lambda: self._places(opening.policy, opening.version),
         )
         self._open.add(session)
         return session
 
+    async def _places(self, policy: str, version: str) -> list[str | None]:
+        """Return the servers, those with most free slots first; None: the only one."""
+        targets = self._settings.targets
+        if len(targets) == 1:
+            return [None]
+        metadata, limit = self._settings.metadata(policy), min(ASK_S, self._settings.timeout_s)
+        request = ps.ListPoliciesRequest(name_prefix=policy)
+
+        async def free(target: str) -> int | None:
+            stub: Any = self._dial(target)
+            try:
+                answer = await stub.ListPolicies(request, timeout=limit, metadata=metadata)
+            except grpc.RpcError:
+                return None
+            return free_slots(answer.policies, policy, version)
+
+        found = await asyncio.gather(*map(free, targets))
+        return [*ranked(dict(zip(targets, found, strict=True)), random.Random())]
+
     def _dial(self, address: str | None) -> PolicyServiceStub:
-        target = address or self._settings.address
+        target = address or self._settings.targets[0]
         if target not in self._channels:
             credentials, options = self._settings.credentials(target), self._settings.options()
             self._channels[target] = (
@@ -242,10 +270,16 @@ class PolicyClient:
             )
         return PolicyServiceStub(self._channels[target])
 
-    async def _unary(self, method: Callable[..., Any], request: Any, timeout_s: float | None) -> Any:
+    async def _unary(self, method: str, request: Any, timeout_s: float | None) -> Any:
+        """Call the first server that answers."""
         limit = self._settings.timeout_s if timeout_s is None else timeout_s
         metadata = self._settings.metadata(getattr(request, "policy", ""))
-        try:
-            return await method(request, timeout=limit, metadata=metadata)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+        targets = self._settings.targets
+        for target in targets:
+            try:
+                return await getattr(self._dial(target), method)(request, timeout=limit, metadata=metadata)
+            except grpc.RpcError as failure:
+                error = from_rpc_error(failure)
+                if target == targets[-1] or not try_elsewhere(error, resuming=False):
+                    raise error from failure
+        raise AssertionError("there is a server")  # pragma: no cover - split_addresses saw to it

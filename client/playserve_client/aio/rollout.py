@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from playserve.errors import StateError
+from playserve.errors import PlayserveError, StateError
 from playserve.v1 import policy_service_pb2 as ps
 from playserve_client.aio.streams import Signal, Stream
 from playserve_client.inputs import Frame
 from playserve_client.results import RolloutBatch
 from playserve_client.rollout_core import Executed, Ids, RolloutCore, RolloutView
+from playserve_client.routing import try_elsewhere
 from playserve_client.session_view import CLOSE_WAIT_S, ended_by, ping_interval_s
 
 __all__ = ["Rollout"]
@@ -26,23 +27,26 @@ class Rollout(RolloutView):
     A rollout whose stream is lost is over: `recv` raises, and the episodes in flight are to be played again.
 
     Args:
-        method: The stub's Rollout method.
+        dial: Takes an address (None: the client's own) and gives the stub's Rollout method.
         core: Messages.
         metadata: Metadata of the call.
         timeout_s: Longest wait for any answer, unless the call says otherwise.
         on_close: Called once, when the rollout is closed.
+        places: Gives the addresses at which it may be opened, best first; None among them: the client's own.
     """
 
     def __init__(
         self,
-        method: Callable[..., Any],
+        dial: Callable[[str | None], Callable[..., Any]],
         core: RolloutCore,
         *,
         metadata: Any,
         timeout_s: float,
         on_close: Callable[[Rollout], None],
+        places: Callable[[], Awaitable[Sequence[str | None]]],
     ) -> None:
-        self._method, self._core, self._metadata = method, core, metadata
+        self._places = places
+        self._dial, self._core, self._metadata = dial, core, metadata
         self._timeout_s, self._on_close = timeout_s, on_close
         self._changed = Signal()
         self._closing = asyncio.Event()
@@ -56,16 +60,38 @@ class Rollout(RolloutView):
 
     async def __aenter__(self) -> Self:
         if self._stream is None:
-            self._stream = Stream(self._method, self._metadata)
-            self._tasks.append(asyncio.create_task(self._run(self._stream), name="playserve-stream"))
             try:
-                await self._wait(lambda: self._core.opened is not None, self._timeout_s, "RolloutOpen")
+                stream = await self._open_somewhere()
             except BaseException:
-                self._stream.cancel()
+                self._cancel()
                 await self._finish(first=True)
                 raise
-            self._tasks.append(asyncio.create_task(self._keep_alive(self._stream), name="playserve-ping"))
+            self._tasks.append(asyncio.create_task(self._keep_alive(stream), name="playserve-ping"))
         return self
+
+    async def _open_somewhere(self) -> Stream:
+        """Open at the best server that does not refuse."""
+        *others, last = await self._places()
+        for address in others:
+            try:
+                return await self._open_at(address)
+            except PlayserveError as error:
+                if not try_elsewhere(error, resuming=False):
+                    raise
+                self._cancel()
+                await asyncio.wait(self._tasks)
+        return await self._open_at(last)
+
+    async def _open_at(self, address: str | None) -> Stream:
+        self._core.error = None
+        stream = self._stream = Stream(self._dial(address), self._metadata)
+        self._tasks = [asyncio.create_task(self._run(stream), name="playserve-stream")]
+        await self._wait(lambda: self._core.opened is not None, self._timeout_s, "RolloutOpen")
+        return stream
+
+    def _cancel(self) -> None:
+        if self._stream is not None:
+            self._stream.cancel()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,6 +18,7 @@ from playserve.v1 import policy_service_pb2 as ps
 from playserve_client.aio.streams import Signal, Stream
 from playserve_client.inputs import Frame
 from playserve_client.results import StepResult
+from playserve_client.routing import try_elsewhere
 from playserve_client.session_core import SessionCore, Ticket
 from playserve_client.session_view import (
     CLOSE_WAIT_S,
@@ -44,6 +45,7 @@ class Session(SessionView):
         timeout_s: Longest wait for any answer, unless the call says otherwise.
         resume: Whether to resume after a lost stream.
         on_close: Called once, when the session is closed.
+        places: Gives the addresses at which it may be opened, best first; None among them: the client's own.
     """
 
     def __init__(
@@ -55,7 +57,9 @@ class Session(SessionView):
         timeout_s: float,
         resume: bool,
         on_close: Callable[[Session], None],
+        places: Callable[[], Awaitable[Sequence[str | None]]],
     ) -> None:
+        self._places = places
         self._dial, self._core, self._metadata = dial, core, metadata
         self._timeout_s, self._resume, self._on_close = timeout_s, resume, on_close
         self._changed = Signal()
@@ -70,14 +74,35 @@ class Session(SessionView):
 
     async def __aenter__(self) -> Self:
         if not self._tasks:
-            self._tasks.append(asyncio.create_task(self._run(), name="playserve-stream"))
             try:
-                await self._wait(lambda: self._connected, self._timeout_s, "Open")
+                await self._open_somewhere()
             except BaseException:
                 await self.detach()
                 raise
             self._tasks.append(asyncio.create_task(self._keep_alive(), name="playserve-ping"))
         return self
+
+    async def _open_somewhere(self) -> None:
+        """Open at the best server that does not refuse."""
+        *others, last = await self._places()
+        resuming = self._core.resuming
+        for address in others:
+            try:
+                await self._open_at(address)
+            except PlayserveError as error:
+                if not try_elsewhere(error, resuming=resuming):
+                    raise
+                if self._stream is not None:
+                    self._stream.cancel()
+                await asyncio.wait(self._tasks)
+            else:
+                return
+        await self._open_at(last)
+
+    async def _open_at(self, address: str | None) -> None:
+        self._core.dial_elsewhere(address)
+        self._tasks = [asyncio.create_task(self._run(), name="playserve-stream")]
+        await self._wait(lambda: self._connected, self._timeout_s, "Open")
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -147,6 +172,8 @@ class Session(SessionView):
             episode_id=episode_id,
         )
         self._send(request)
+        if self._core.tracer is not None:
+            self._core.tracer.sent(self._core.last_seq)
         return request.step.seq
 
     async def recv(self, timeout_s: float | None = None) -> StepResult:
@@ -280,7 +307,8 @@ class Session(SessionView):
 
     def _may_go_on(self, error: PlayserveError | None, lost_s: float, *, sent_on: bool, again: bool) -> bool:
         opened = self._core.opened
-        if not self._resume or self._closing.is_set():
+        willing = self._resume or (self._core.redirected and sent_on)
+        if not willing or self._closing.is_set():
             return False
         if opened is None:
             return sent_on

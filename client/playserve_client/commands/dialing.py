@@ -11,9 +11,9 @@ from typing import Any
 from playserve.errors import BadSettingError
 from playserve_client.channels import TlsConfig
 
-__all__ = ["add_dial_arguments", "dial_options", "key_of", "tls_of"]
+__all__ = ["add_dial_arguments", "add_trace_argument", "dial_options", "key_of", "tls_of", "trace_ratio"]
 
-_KEY, _TOKEN, _CA = "PLAYSERVE_API_KEY", "PLAYSERVE_TOKEN", "PLAYSERVE_CA"
+_KEY, _TOKEN, _CA, _TRACE = "PLAYSERVE_API_KEY", "PLAYSERVE_TOKEN", "PLAYSERVE_CA", "PLAYSERVE_TRACE"
 
 
 def add_dial_arguments(add: Callable[..., object]) -> None:
@@ -35,6 +35,26 @@ def add_dial_arguments(add: Callable[..., object]) -> None:
         action="store_true",
         help="send the key over plain text to another machine, where everybody on the way can read it",
     )
+
+
+def add_trace_argument(add: Callable[..., object]) -> None:
+    """Add --trace; see :func:`trace_ratio`."""
+    add("--trace", type=float, metavar="SHARE", help="export the spans of this share of the steps by OpenTelemetry, "
+        f"where OTEL_EXPORTER_OTLP_ENDPOINT says (or {_TRACE}; default 0: none)")  # fmt: skip
+
+
+def trace_ratio(args: argparse.Namespace, environ: Mapping[str, str] = os.environ) -> float:
+    """Return the share of steps to trace: of the arguments, else of the environment; 0: none.
+
+    Raises:
+        BadSettingError: The variable is no number.
+    """
+    if args.trace is not None:
+        return float(args.trace)
+    try:
+        return float(environ.get(_TRACE) or 0)
+    except ValueError as error:
+        raise BadSettingError(f"{_TRACE} {environ[_TRACE]!r}, wanted a number from 0 to 1") from error
 
 
 def tls_of(args: argparse.Namespace, environ: Mapping[str, str] = os.environ) -> bool | TlsConfig:

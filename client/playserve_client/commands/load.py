@@ -33,7 +33,7 @@ _DEFAULT_RATE_HZ = 20.0
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     add = parser.add_argument
-    add("address", metavar="ADDRESS", help="host:port of the policy server")
+    add("address", metavar="ADDRESS", help="host:port of the policy server, or several by commas")
     add("--policy", required=True, metavar="NAME", help="policy at the server")
     add("--version", default="", help="its version or alias (default: the newest)")
     add("--pace", default="live", choices=["live", "lockstep"], help="default live")

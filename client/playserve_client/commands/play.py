@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from playserve.errors import BadSettingError
-from playserve_client.commands.dialing import add_dial_arguments
+from playserve_client.commands.dialing import add_dial_arguments, add_trace_argument
 
 __all__ = ["SUMMARY", "configure", "run"]
 
@@ -37,9 +37,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "conservative, truncated_normal")  # fmt: skip
     add("--seed", type=int, help="of the sampling (default: the server draws one)")
     add("--dry-run", action="store_true", help="print actions instead of pressing them; you play meanwhile")
+    add("--allow-watching", action="store_true", help="the server's operators may watch: your window's frames and the "
+        "policy's keys (default: nobody may)")  # fmt: skip
+    add("--allow-recording", action="store_true", help="the server may keep recordings of the window's frames and of "
+        "what was pressed (default: it may not)")  # fmt: skip
     add("--record", type=Path, metavar="DIR", help="keep P2P recordings there: yours as user, the policy's as system")
     add("--game", default="", help="its name in the recordings (default: the window's title)")
     add("--seconds", type=float, metavar="S", help="end after so long (default: never)")
+    add_trace_argument(add)
     add("--out", type=Path, metavar="FILE", help="JSON file of the run's numbers (default: runs/play/...)")
     actions = parser.add_subparsers(dest="action", metavar="ACTION")
     doctor = actions.add_parser("doctor", help="check display, permissions, mouse, server and rate")
@@ -51,7 +56,8 @@ def _add_options(parser: argparse.ArgumentParser, *, top: bool) -> None:
     def add(name: str, *, default: object = None, **options: object) -> None:
         parser.add_argument(name, default=default if top else argparse.SUPPRESS, **options)  # type: ignore[arg-type]
 
-    add("--server", default="127.0.0.1:50051", metavar="HOST:PORT", help="policy server (default 127.0.0.1:50051)")
+    add("--server", default="127.0.0.1:50051", metavar="HOST:PORT", help="policy server, or several by commas "
+        "(default 127.0.0.1:50051)")  # fmt: skip
     add("--policy", metavar="NAME", help="policy at the server")
     add("--version", default="", help="its version or alias (default: the newest)")
     add("--window", metavar="TITLE", help="the game's window, by its title or a part of it")

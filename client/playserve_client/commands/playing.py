@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from playserve.errors import BadSettingError, PlayserveError
-from playserve.settings import Pace, Sampling, SamplingMode
+from playserve.settings import Consent, Pace, Sampling, SamplingMode
 from playserve.specs import Codec, PolicySpec
 from playserve_client.actuate import BUTTONS, KEYS, Actuator, Backend, DryRunBackend, open_backend
 from playserve_client.actuate.watchdog import Watchdog
 from playserve_client.capture import Platform, choose_window, detect_platform, open_capture, open_windows, parse_region
 from playserve_client.client import PolicyClient
-from playserve_client.commands.dialing import dial_options
+from playserve_client.commands.dialing import dial_options, trace_ratio
 from playserve_client.play.core import PlayCore, Rules
 from playserve_client.play.memory import keep_freed_memory
 from playserve_client.play.player import Player
@@ -40,6 +40,7 @@ from playserve_client.play.typed import (
 )
 from playserve_client.play.watchers import open_watcher
 from playserve_client.session import Session
+from playserve_client.tracing import ClientTracing
 
 __all__ = ["open_client", "open_scene", "play"]
 
@@ -56,10 +57,10 @@ def open_scene(args: argparse.Namespace, platform: Platform) -> Scene:
     return Scene(windows, open_capture(), choose_window(windows.windows(), args.window))
 
 
-def open_client(args: argparse.Namespace) -> PolicyClient:
+def open_client(args: argparse.Namespace, tracing: ClientTracing | None = None) -> PolicyClient:
     """Return a client of --server."""
     codecs = {"raw": (), "lz4": (Codec.LZ4,), "jpeg": (Codec.JPEG,)}[args.codec]
-    return PolicyClient(args.server, codecs=codecs, **dial_options(args))
+    return PolicyClient(args.server, codecs=codecs, tracing=tracing, **dial_options(args))
 
 
 def play(args: argparse.Namespace) -> int:
@@ -72,11 +73,15 @@ def play(args: argparse.Namespace) -> int:
     for key in (args.resume_key, args.panic_key):
         if key not in KEYS:
             raise BadSettingError(f"hotkey {key!r} is no W3C code of a key, such as F9 or KeyP")
+    consent = Consent(watch=args.allow_watching, record=args.allow_recording)
     keep_freed_memory()
     platform = detect_platform()
     scene = open_scene(args, platform)
     with contextlib.ExitStack() as stack:
-        client = stack.enter_context(open_client(args))
+        tracing = ClientTracing.open(trace_ratio(args))
+        if tracing is not None:
+            stack.callback(tracing.close)
+        client = stack.enter_context(open_client(args, tracing))
         spec = client.get_policy(args.policy, args.version).spec
         Eye(spec)
         rate_hz = spec.rate_hz or args.rate
@@ -85,10 +90,10 @@ def play(args: argparse.Namespace) -> int:
         core = _core(spec, rules, backend)
         session = client.play(
             args.policy, version=args.version, pace=Pace.LIVE, sampling=sampling, instruction=args.text,
-            seed=args.seed, rate_hz=rate_hz,
+            seed=args.seed, rate_hz=rate_hz, consent=consent,
         )  # fmt: skip
         stack.callback(session.close)
-        stats = PlayStats(time.monotonic)
+        stats = PlayStats(time.monotonic, consent=consent)
         recorder = _recorder(args, scene, session, rate_hz)
         actuator = Actuator(backend, mouse_scale=args.mouse_scale, witness=watchdog)
         stack.callback(actuator.close)

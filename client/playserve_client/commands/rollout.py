@@ -50,7 +50,8 @@ def _add_options(parser: argparse.ArgumentParser, *, top: bool) -> None:
     def add(name: str, *, default: Any = None, **options: Any) -> None:
         parser.add_argument(name, default=default if top else argparse.SUPPRESS, **options)
 
-    add("--server", default="127.0.0.1:50051", metavar="HOST:PORT", help="policy server (default 127.0.0.1:50051)")
+    add("--server", default="127.0.0.1:50051", metavar="HOST:PORT", help="policy server, or several by commas "
+        "(default 127.0.0.1:50051)")  # fmt: skip
     add("--policy", metavar="NAME", help="policy at the server (default: the game)")
     add("--version", default="", help="its version or alias (default: the newest)")
     add("--episodes", default=100, type=int, help="episodes of the sampled agent at each stickiness (default 100)")

@@ -141,6 +141,9 @@ class Player:
         finally:
             receiver.cancel()
             await asyncio.gather(receiver, return_exceptions=True)
+            # A cancelled task keeps its traceback, and so us. Only the collector would undo that ring, and until then
+            # the connection would stay open, at both ends.
+            self._receiver = None
 
     def _check(self) -> None:
         """Raise what the receiver ended with."""

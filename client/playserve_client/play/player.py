@@ -83,6 +83,8 @@ class Player:
         self._lock = threading.RLock()
         self._over = threading.Event()
         self._error: Exception | None = None
+        if session.tracer is not None:
+            session.tracer.told_of_actions = True
 
     # ---- from other threads
 
@@ -241,12 +243,18 @@ class Player:
         action = result.action
         if not isinstance(action, DesktopAction):
             return
+        tracer = self._session.tracer
+        began_ns = 0 if tracer is None else time.monotonic_ns()
         try:
             # Asked again at the last moment: a press must not reach another window.
             in_front = self._scene.glance()
             with self._lock:
+                applied = self.core.tally.applied
                 self._do(self.core.focus(self._clock(), in_front.in_front, in_front.reason))
                 self._do(self.core.result(self._clock(), result.seq, action), result.times.compute_us / 1e3)
+                in_time = self.core.tally.applied != applied
+            if tracer is not None:
+                tracer.applied(result.seq, began_ns, in_time=in_time)
         except PlayserveError as error:
             self._fail(error)
 

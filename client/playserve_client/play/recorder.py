@@ -38,9 +38,12 @@ class Recorder:
         game: What is played.
         rate_hz: Frames a second.
         episode: What else to keep with each recording: policy, version, server.
+        waiting: Frames that may wait for their compression.
     """
 
-    def __init__(self, root: Path, *, game: str, rate_hz: float, episode: Mapping[str, Any]) -> None:
+    def __init__(
+        self, root: Path, *, game: str, rate_hz: float, episode: Mapping[str, Any], waiting: int = _WAITING
+    ) -> None:
         self._root, self._game, self._rate_hz, self._episode = root, game, rate_hz, dict(episode)
         self.paths: list[Path] = []
         self.frames = {Source.USER: 0, Source.SYSTEM: 0, Source.UNKNOWN: 0}
@@ -50,7 +53,7 @@ class Recorder:
         self._text = ""
         self._spans: list[tuple[str, int]] = []  # texts and the frames at which they came into force
         self._error: Exception | None = None
-        self._queue: queue.Queue[tuple[Image, FramePlan, float] | str | None] = queue.Queue(_WAITING)
+        self._queue: queue.Queue[tuple[Image, FramePlan, float] | str | None] = queue.Queue(waiting)
         self._thread = threading.Thread(target=self._run, name="playserve-recorder", daemon=True)
         self._thread.start()
 
@@ -60,18 +63,26 @@ class Recorder:
         Raises:
             ExhaustedError: The disk or the processor is too slow for it; what was kept so far is kept.
         """
+        self._put((frame, plan, captured_at))
+
+    def instruct(self, text: str) -> None:
+        """Take the instruction that is in force from now on; empty: none.
+
+        Raises:
+            ExhaustedError: As :meth:`add`.
+        """
+        self._put(text)
+
+    def _put(self, item: tuple[Image, FramePlan, float] | str) -> None:
         if self._error is not None:
             raise self._error
         try:
-            self._queue.put_nowait((frame, plan, captured_at))
+            self._queue.put_nowait(item)
         except queue.Full:
             raise ExhaustedError(
-                f"recording is {_WAITING} frames behind: this machine cannot compress {self._rate_hz:g} frames a second"
+                f"recording is {self._queue.maxsize} frames behind: this machine cannot compress {self._rate_hz:g} "
+                "frames a second"
             ) from None
-
-    def instruct(self, text: str) -> None:
-        """Take the instruction that is in force from now on; empty: none."""
-        self._queue.put(text)
 
     def close(self) -> None:
         """Finish what waits; raise what went wrong."""

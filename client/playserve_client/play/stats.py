@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from playserve.settings import Consent
 from playserve_client.play.core import PlayCore
 from playserve_client.results import StepResult
 
@@ -33,9 +34,13 @@ class PlayStats:
 
     Args:
         clock: Seconds, monotonic.
+        consent: What operators may do with the session; the status line says so all the time.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], *, consent: Consent | None = None) -> None:
+        allowed = consent or Consent()
+        may = [word for word, given in (("watched", allowed.watch), ("recorded", allowed.record)) if given]
+        self._may_be = f" | may be {' and '.join(may)}" if may else ""
         self._clock, self._lock = clock, threading.Lock()
         self._frames: deque[float] = deque(maxlen=4096)
         self._began = clock()
@@ -95,7 +100,7 @@ class PlayStats:
         who = core.state + (f": {core.reason}" if core.state == "waiting" and core.reason else "")
         return (
             f"{self.rate_hz():4.1f} Hz | round trip {round_trip} | model {model} | drops {drops} | "
-            f'"{instruction}" | {who}'
+            f'"{instruction}" | {who}{self._may_be}'
         )
 
     def report(self, core: PlayCore) -> dict[str, Any]:

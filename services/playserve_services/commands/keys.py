@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["SUMMARY", "configure", "run"]
 
 SUMMARY = "Issue, list and revoke API keys in a file that `playserve serve --keys` reads."
-_SCOPES = ("play", "rollout", "publish", "admin")
+_SCOPES = ("play", "rollout", "publish", "replica", "admin")
 _SPAN = re.compile(r"(\d+)([mhd])", re.ASCII)
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
@@ -66,13 +66,14 @@ def _issue(args: argparse.Namespace) -> int:
 
     from playserve_services.auth.keyring import KeyFile
     from playserve_services.auth.keys import Quota, Scope, issue_key
+    from playserve_services.validation import in_words
 
     expires_at = _expiry(args.expires, datetime.now(UTC))
     try:
         quota = Quota(sessions=args.sessions, environments=args.environments, frames_per_s=args.frames_per_s)
         text, kept = issue_key(args.principal, frozenset(map(Scope, args.scopes or ["play"])), quota, expires_at)
     except ValidationError as error:
-        raise BadSettingError("; ".join(f"{e['loc'][0]}: {e['msg']}" for e in error.errors())) from error
+        raise BadSettingError(in_words(error.errors())) from error
     KeyFile(args.file).change(lambda keys: [*keys, kept], missing_ok=True)
     print(text)  # alone on its line, for scripts
     return 0

@@ -73,6 +73,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--drain-grace-s", type=float, help="after SIGTERM sessions may play on for (default 30)")
     add("--poll-s", type=float, help="how often to look at the store (default 1)")
     add("--keep-versions", type=int, help="versions of a policy that stay loaded (default 4)")
+    add("--trace", type=float, metavar="SHARE", help="export the spans of at most this share of the steps by "
+        "OpenTelemetry, where OTEL_EXPORTER_OTLP_ENDPOINT says (default 0: none)")  # fmt: skip
+    add("--record-sessions", metavar="DIR", help="keep the games of players who consent to it, as P2P recordings")
     add("--log-format", choices=["text", "json"], help="lines for people or for programs (default text)")
 
 
@@ -105,6 +108,14 @@ def _add_registry(parser: argparse.ArgumentParser) -> None:
     add("--registry-poll-s", type=float, help="how often to ask (default 2)")
     add("--replica", metavar="NAME", help="name of this server in the fleet (default: the host's)")
     add("--advertise", metavar="HOST:PORT", help="where clients reach this server (default: what it listens on)")
+    add("--peers", metavar="HOST:PORT,...", help="other replicas, to which a drain hands its sessions")
+    add("--peers-dns", metavar="NAME:PORT", help="each address of this name is such a replica")
+    add("--peers-key-file", metavar="FILE", help="file with an API key of scope admin for them")
+    add("--peers-ca", metavar="FILE", help="authorities to trust for them (PEM; default: --tls-client-ca)")
+    add("--peers-name", metavar="NAME", help="name in their certificates, if not the host of their address")
+    add("--redirect", action="store_true", default=None, help="send players whom this server has no room for to a peer "
+        "that has; players must reach the peers' addresses")  # fmt: skip
+    add("--handoff-sessions", type=int, help="sessions on their way to them at a time (default 4)")
     add("--advertise-admin", metavar="HOST:PORT", help="where the control plane reaches AdminService")
 
 
@@ -130,14 +141,14 @@ def run(args: argparse.Namespace) -> int:
     from playserve_services.inference.app import InferenceServer
     from playserve_services.inference.logs import configure_logs
     from playserve_services.inference.settings import ServeSettings
+    from playserve_services.validation import in_words
 
     skipped = {"command", "run", "policy_factories"}
     given = {key: value for key, value in vars(args).items() if key not in skipped and value is not None}
     try:
         settings = ServeSettings(**given)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors())
-        raise BadSettingError(problems) from error
+        raise BadSettingError(in_words(error.errors(), whole="settings")) from error
     factories = dict(_factory(text) for text in args.policy_factories)
     if not settings.store and not factories:
         raise BadSettingError("nothing to serve: give --store or --policy")

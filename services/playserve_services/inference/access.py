@@ -58,7 +58,10 @@ def hand_over(session: Session, caller: Caller) -> None:
     before = session.caller
     if before is None or before.principal.key_id != caller.principal.key_id:
         usage = _usage(session.rollout, len(session.slots))
-        caller.account.take(*usage)
+        if before is None and session.admitted:
+            caller.account.admit(*usage)  # another server let it in: nobody loses a game to the move
+        else:
+            caller.account.take(*usage)
         if before is not None:
             before.account.give_back(*usage)
     session.caller = caller

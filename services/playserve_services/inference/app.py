@@ -16,20 +16,30 @@ import torch
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
+from tritonclient.grpc import service_pb2_grpc
 
 from playserve.errors import ServerUnavailableError
 from playserve.v1 import admin_service_pb2_grpc, policy_service_pb2_grpc, state_transfer_service_pb2_grpc
 from playserve_services.inference.access import end_revoked
-from playserve_services.inference.admin import AdminServicer, StateTransferServicer
+from playserve_services.inference.admin import AdminServicer
 from playserve_services.inference.catalog import Catalog, LoadedPolicy
 from playserve_services.inference.computing import make_computing
 from playserve_services.inference.core import InferenceCore
 from playserve_services.inference.embedding import EmbedSoon
+from playserve_services.inference.handoff.draining import Evacuation
+from playserve_services.inference.handoff.metrics import HandoffMetrics
+from playserve_services.inference.handoff.peers import Peers
+from playserve_services.inference.handoff.receiving import StateTransferServicer
+from playserve_services.inference.handoff.redirect import Redirect
+from playserve_services.inference.keeping import KeeperMetrics, SessionKeeper
 from playserve_services.inference.loader import PolicyLoader
+from playserve_services.inference.lookout import Lookout
 from playserve_services.inference.metrics import Metrics
+from playserve_services.inference.oip.servicer import InferenceServicer
 from playserve_services.inference.replica import Replica
 from playserve_services.inference.security import (
     ADMIN_SERVICE,
+    INFERENCE_SERVICE,
     POLICY_SERVICE,
     TRANSFER_SERVICE,
     Security,
@@ -37,6 +47,8 @@ from playserve_services.inference.security import (
 )
 from playserve_services.inference.servicer import PolicyServicer
 from playserve_services.inference.settings import ServeSettings
+from playserve_services.inference.tracing import ServerTracing
+from playserve_services.inference.watching import Watching
 from playserve_trainer.models.policy import Policy
 from playserve_trainer.store import CheckpointStore
 
@@ -63,6 +75,11 @@ class InferenceServer:
         self.metrics = Metrics(lambda: self.catalog)
         self._security_metrics = SecurityMetrics(self.metrics.registry, follows=bool(settings.registry))
         self.core = InferenceCore(self.catalog, settings.limits(), self.metrics, time.monotonic_ns, self._defer)
+        self.watching = Watching()
+        self._keeper: SessionKeeper | None = None
+        self.metrics.show_watchers(lambda: len(self.watching))
+        self._handoffs = HandoffMetrics(self.metrics.registry)
+        self._peers = Peers(settings)
         self.port = 0
         self.admin_port = 0
         self.metrics_port = 0
@@ -94,17 +111,15 @@ class InferenceServer:
         torch.set_num_threads(settings.threads)
         engine, factory = await make_computing(settings, self.core.on_result, self._engine_died, self._exit)
         self.core.attach_engine(engine)
-        decoders = ThreadPoolExecutor(2, thread_name_prefix="playserve-decode")
-        self._exit.callback(decoders.shutdown)
-        # One is enough: embedding a text takes every core that the library can get.
-        embedders = ThreadPoolExecutor(1, thread_name_prefix="playserve-embed")
-        self._exit.callback(embedders.shutdown, cancel_futures=True)
+        decoders = self._threads(2, "playserve-decode")
+        embedders = self._threads(1, "playserve-embed")  # embedding a text takes every core that there is
         self.loader = PolicyLoader(
             self.catalog,
             factory,
             CheckpointStore(settings.store) if settings.store else None,
             settings.keep_versions,
             self._policy_ready,
+            lambda policy: self.metrics.versions_refused.labels(policy).inc(),
         )
         self._exit.callback(self.loader.close)
         self.core.embed_soon = EmbedSoon(embedders)
@@ -116,9 +131,24 @@ class InferenceServer:
             )
             await replica.start()  # its keys are needed before anybody calls
         servicer = PolicyServicer(
-            self.core, self.loader, self.security.gate.caller, decoders, embedders, settings.max_message_bytes
+            self.core,
+            self.loader,
+            self.security.gate.caller,
+            decoders,
+            embedders,
+            settings.max_message_bytes,
+            self.watching,
+            self._open_keeper(),
+            self._open_tracing(),
         )
-        await self._listen(servicer)
+        sequences = InferenceServicer(
+            self.core, self.loader, self.security.gate.caller, embedders, settings.max_message_bytes
+        )
+        taker = StateTransferServicer(self.core, self.loader, embedders, self._address, self._handoffs)
+        self._exit.push_async_callback(self._peers.close)
+        if settings.redirect:
+            self.core.elsewhere = Redirect(self._peers, self._handoffs)
+        await self._listen(servicer, sequences, taker)
         # From now on somebody may play, though not everything is loaded yet.
         self._tasks = [asyncio.create_task(self.security.watch(lambda: end_revoked(self.core)))]
         await self._set_health("liveness", serving=True)
@@ -137,15 +167,41 @@ class InferenceServer:
         await self._set_health("readiness", serving=True)
         await self._set_health("", serving=True)
 
-    async def _listen(self, servicer: PolicyServicer) -> None:
+    def _open_keeper(self) -> SessionKeeper | None:
+        if self._settings.record_sessions is None:
+            return None
+        self._keeper = SessionKeeper(self._settings.record_sessions, KeeperMetrics(self.metrics.registry))
+        self._exit.push_async_callback(asyncio.to_thread, self._keeper.close)  # it waits for the disk
+        return self._keeper
+
+    def _threads(self, count: int, name: str) -> ThreadPoolExecutor:
+        threads = ThreadPoolExecutor(count, thread_name_prefix=name)
+        self._exit.callback(threads.shutdown, cancel_futures=True)
+        return threads
+
+    def _open_tracing(self) -> ServerTracing | None:
+        tracing = ServerTracing.open(self._settings.trace)
+        if tracing is not None:
+            self._exit.push_async_callback(asyncio.to_thread, tracing.close)  # it waits for the collector
+        return tracing
+
+    def _address(self) -> str:
+        """Return where players reach this server."""
+        return self._settings.advertise or self._settings.address(self.port)
+
+    async def _listen(
+        self, servicer: PolicyServicer, sequences: InferenceServicer, taker: StateTransferServicer
+    ) -> None:
         settings = self._settings
         main = self._server()
         policy_service_pb2_grpc.add_PolicyServiceServicer_to_server(servicer, main)
-        state_transfer_service_pb2_grpc.add_StateTransferServiceServicer_to_server(StateTransferServicer(), main)
-        self.port = await self._serve(main, settings.port, (POLICY_SERVICE, TRANSFER_SERVICE))
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(sequences, main)
+        state_transfer_service_pb2_grpc.add_StateTransferServiceServicer_to_server(taker, main)
+        self.port = await self._serve(main, settings.port, (POLICY_SERVICE, TRANSFER_SERVICE, INFERENCE_SERVICE))
         if settings.admin_port is not None:
             admin = self._server()
-            admin_service_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(self.core, self.start_drain), admin)
+            operating = AdminServicer(self.core, self.start_drain, self.security.gate.caller, self.watching)
+            admin_service_pb2_grpc.add_AdminServiceServicer_to_server(operating, admin)
             self.admin_port = await self._serve(admin, settings.admin_port, (ADMIN_SERVICE,))
         if settings.health_port is not None:
             # Kubelets have no certificates and no keys; there is nothing here but health.
@@ -175,6 +231,8 @@ class InferenceServer:
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.keepalive_time_ms", 30_000),
                 ("grpc.keepalive_timeout_ms", 10_000),
+                # Without it, newer versions of gRPC wait a minute for the answer to their ping.
+                ("grpc.http2.ping_timeout_ms", 10_000),
             ],
         )
 
@@ -228,12 +286,27 @@ class InferenceServer:
             await self._drained.wait()
             for name in ("readiness", "", *(f"policy/{p.spec.name}" for p in self.catalog)):
                 await self._set_health(name, serving=False)
-            grace_s = self._grace_s or 0.0
-            _log.info("draining: %d sessions, %.0f s of grace", len(self.core), grace_s)
-            deadline = time.monotonic() + grace_s
-            while len(self.core) and time.monotonic() < deadline:  # noqa: ASYNC110 - a drain is rare, and slow
-                await asyncio.sleep(0.05)
-            _log.info("drained: %d sessions are ended now", len(self.core))
+            await self.drain()
+
+    async def drain(self) -> None:
+        """After :meth:`start_drain`: hand sessions over, and return when none is left, or the grace is over.
+
+        Where sessions have gone, their players may ask for the detach window: without that, it returns no sooner.
+        """
+        began, moves = time.monotonic(), self.core.moves
+        _log.info("draining: %d sessions, %.0f s of grace", len(self.core), self._grace_s or 0.0)
+        handing_over = None
+        if self._settings.peers or self._settings.peers_dns:
+            evacuation = Evacuation(self.core, self._peers, self._handoffs, self._settings.handoff_sessions)
+            handing_over = asyncio.create_task(evacuation.run())
+        try:
+            while (len(self.core) or len(moves)) and time.monotonic() - began < (self._grace_s or 0.0):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)  # a drain is rare, and slow; a second signal ends its grace
+        finally:
+            if handing_over is not None:
+                handing_over.cancel()
+                await asyncio.gather(handing_over, return_exceptions=True)
+        _log.info("drained: %d sessions are ended now", len(self.core))
 
     def _on_signal(self, number: int) -> None:
         if self.core.draining:
@@ -248,9 +321,13 @@ class InferenceServer:
         asyncio.get_running_loop().call_soon(function)
 
     async def _ticker(self) -> None:
+        lookout = Lookout(self.metrics)
         while True:
             await asyncio.sleep(0.25)
             self.core.tick()
+            lookout.look()
+            if self._keeper is not None:
+                self._keeper.sweep()
 
     async def _set_health(self, name: str, *, serving: bool) -> None:
         await self._health.set(name, _SERVING if serving else _NOT_SERVING)

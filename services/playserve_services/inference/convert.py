@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import numpy as np
 
-from playserve.codec import DesktopAction, action_to_proto, encode, executed_from_proto
-from playserve.errors import PlayserveError, RateMismatchError, to_status
+from playserve.actions import action_from_proto
+from playserve.codec import DesktopAction, action_to_proto, decode_output, encode, executed_from_proto
+from playserve.errors import BadActionError, PlayserveError, RateMismatchError, to_status
 from playserve.settings import (
     Consent,
     Extras,
@@ -23,11 +25,11 @@ from playserve.v1 import policy_service_pb2 as ps
 from playserve.v1 import types_pb2 as pb
 from playserve_services.inference.catalog import LoadedPolicy
 from playserve_services.inference.decoding import Executed
-from playserve_services.inference.sessions import Answer, DroppedStep, Settings
+from playserve_services.inference.sessions import Answer, DroppedStep, Frame, Settings, Slot
 
 __all__ = [
-    "codec_list", "executed_action", "live_rate", "open_settings", "result_message", "rollout_message", "row_error",
-    "sampling_settings", "step_error",
+    "answer_of", "codec_list", "executed_action", "live_rate", "open_settings", "result_message", "rollout_message",
+    "row_error", "sampling_settings", "step_error",
 ]  # fmt: skip
 
 
@@ -118,6 +120,47 @@ def _reason(dropped: DroppedStep) -> ps.DropReason.ValueType:
     if dropped.shed:
         return ps.DROP_REASON_QUOTA
     return ps.DROP_REASON_STALE if dropped.stale else ps.DROP_REASON_SUPERSEDED
+
+
+def answer_of(result: ps.StepResult, slot: Slot) -> Answer:
+    """Return the answer that a play session of another server gave last, so that it can be given again.
+
+    Raises:
+        BadActionError, DecodeError, SizeMismatchError: It is none of the policy's.
+    """
+    policy = slot.session.policy
+    actions = [action_from_proto(action, policy.spec.action) for action in result.actions]
+    if not actions:
+        raise BadActionError("an answer without an action")
+    first = actions[0]
+    frame = Frame(
+        seq=result.seq,
+        episode_id=result.episode_id,
+        inputs={},
+        arrived_ns=time.monotonic_ns(),
+        settings=Settings(revision=result.config_revision),
+        capture_time_ns=result.capture_time_ns,
+    )
+    ticks = result.gap_ticks  # of all that are not in the memory: they are only ever told together
+    dropped = []
+    for step in result.dropped:
+        shed, stale = step.reason == ps.DROP_REASON_QUOTA, step.reason == ps.DROP_REASON_STALE
+        dropped.append(DroppedStep(step.seq, stale, step.in_memory, 0 if step.in_memory else ticks, shed))
+        ticks = ticks if step.in_memory else 0
+    return Answer(
+        slot=slot,
+        frame=frame,
+        action=(first,) if isinstance(first, int) else (),
+        log_prob=list(result.log_prob) or None,
+        value=result.value if result.HasField("value") else None,
+        outputs={tensor.name: decode_output(tensor) for tensor in result.outputs},
+        version=result.version,
+        dropped=dropped,
+        queue_ns=0,
+        compute_ns=0,
+        batch_size=result.times.batch_size,
+        decoded=None if isinstance(first, int) else first,
+    )
 
 
 def rollout_message(answers: Sequence[Answer], now_ns: int) -> ps.RolloutResponse:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from playserve.errors import (
@@ -31,7 +31,10 @@ from playserve_services.inference.batcher import Batcher
 from playserve_services.inference.catalog import Catalog, LoadedPolicy
 from playserve_services.inference.dispatch import PlannedSlot, plan_batch
 from playserve_services.inference.engine import Batch, BatchResult, Engine
+from playserve_services.inference.following import follow
 from playserve_services.inference.metrics import Metrics
+from playserve_services.inference.moves import Moves
+from playserve_services.inference.opening import CoreLimits, OpenRequest
 from playserve_services.inference.sessions import (
     Answer,
     Arrival,
@@ -49,37 +52,6 @@ if TYPE_CHECKING:
 __all__ = ["CoreLimits", "InferenceCore", "OpenRequest"]
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class CoreLimits:
-    """Limits of one server; see `settings.py` for what each means to an operator."""
-
-    max_batch: int = 64
-    max_steps_in_flight: int = 8
-    idle_timeout_ns: int = 60_000_000_000
-    detach_window_ns: int = 30_000_000_000
-    lockstep_patience_ns: int = 1_000_000_000
-    live_dispatch_ns: int = 10_000_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenRequest:
-    """What a checked Open or RolloutOpen asks for."""
-
-    policy: LoadedPolicy
-    principal: str
-    settings: Settings
-    caller: Caller | None = None
-    num_slots: int = 1
-    live: bool = False
-    follow: bool = False
-    rollout: bool = False
-    rate_hz: float = 0.0
-    seed: int | None = None
-    episode_id: int = 0
-    client: Any = None
-    codecs: frozenset[int] = frozenset()
 
 
 class InferenceCore:
@@ -116,7 +88,10 @@ class InferenceCore:
         self._live_open = 0
         self._in_engine = 0
         self._idle_watchers: dict[str, list[Callable[[], None]]] = {}
+        self.moves = Moves(self, clock_ns, limits.detach_window_ns)
         self.engine_dead = False
+        #: Finds another server that has room for a version: where players are sent whom this one has none for.
+        self.elsewhere: Callable[[LoadedPolicy], Awaitable[str | None]] | None = None
         #: Embeds an instruction for a version, in a thread that may wait; sessions follow to it when that is done.
         self.embed_soon: Callable[[LoadedPolicy, str], None] = lambda policy, text: None
 
@@ -144,6 +119,14 @@ class InferenceCore:
         if session is None:
             raise SessionNotFoundError(f"no session {session_id!r} here")
         return session
+
+    def has(self, session_id: str) -> bool:
+        """Return whether there is a session of this public id."""
+        return session_id in self._sessions
+
+    def owns(self, session: Session) -> bool:
+        """Return whether a session is one of these, and not over."""
+        return self._sessions.get(session.session_id) is session
 
     # -- opening and ending ---------------------------------------------------------------------------------------
 
@@ -182,13 +165,17 @@ class InferenceCore:
         )
         seed = secrets.randbits(63) if request.seed is None else request.seed
         session.slots = [Slot(lease, session, row, request.episode_id, seed) for row, lease in enumerate(leases)]
+        self.register(session)
+        self.metrics.opened(session)
+        return session
+
+    def register(self, session: Session) -> None:
+        """Own a session from now on, which has its slots."""
         self._sessions[session.session_id] = session
         if not session.rollout:  # a rollout's environments end with its stream
             self._by_token[session.resume_token] = session
         self._live_open += session.live
-        request.policy.sessions += 1
-        self.metrics.opened(session)
-        return session
+        session.policy.sessions += 1
 
     def end(self, session: Session, reason: EndReason, error: PlayserveError | None = None) -> None:
         """End a session: its slots are free at once, its stream is told. Ending twice does nothing."""
@@ -205,10 +192,12 @@ class InferenceCore:
         session.policy.sessions -= 1
         give_back(session)
         self.metrics.ended(session, reason)
-        on_end, session.sink, session.on_end, session.on_step_error = session.on_end, None, None, None
+        on_end = session.on_end
+        session.let_stream_go()
         if on_end is not None:
             on_end(error)
-        self._notify_idle(session)
+        for callback in self._idle_watchers.pop(session.session_id, ()):  # nothing of it comes back
+            callback()
 
     def close(self, session: Session) -> None:
         """End a session once everything outstanding is answered."""
@@ -223,15 +212,22 @@ class InferenceCore:
         """Note that the stream is lost. Waiting frames are forgotten: the client sends them again when it resumes."""
         if session.ended:
             return
-        if session.state is not SessionState.OPEN or session.rollout:
+        if session.rollout or session.state is SessionState.DRAINING:
             # A closing session has nobody left to answer; a rollout's environments are gone with its stream.
             self.end(session, EndReason.STREAM_LOST)
             return
-        session.move_to(SessionState.DETACHED)
+        if session.state is SessionState.OPEN:  # one that moves goes on moving
+            session.move_to(SessionState.DETACHED)
         session.detached_ns = self._clock_ns()
-        session.sink = session.on_end = session.on_step_error = None
+        session.let_stream_go()
         for slot in session.slots:
             slot.drop_waiting()
+
+    def moving(self, token: bytes, principal: str) -> Session | None:
+        """Return the session of a token while it is being moved, for its owner; None: it is not. See :class:`Moves`."""
+        session = self._by_token.get(token)
+        mine = session is not None and session.principal == principal
+        return session if mine and session is not None and session.state is SessionState.MOVING else None
 
     def resume(self, token: bytes, principal: str, caller: Caller | None = None) -> Session:
         """Give a session to a new stream. Its slots may still be busy: wait with :meth:`when_idle`.
@@ -288,7 +284,7 @@ class InferenceCore:
         if frame.budget is False and session.live and session.rate_hz > 0:
             frame.deadline_ns = frame.arrived_ns + int(1e9 / session.rate_hz)
         if session.follow and not slot.busy and not slot.queued:
-            self._follow(session)
+            follow(session, self.catalog, self.embed_soon)
         before = session.frames_dropped
         arrival = slot.arrive(frame, self.limits.max_steps_in_flight)
         if arrival is Arrival.QUEUED and not slot.busy:
@@ -372,7 +368,7 @@ class InferenceCore:
                 slot.last_answer = answer
                 slot.session.steps += 1
                 answers.setdefault(slot.session.session_id, (slot.session, []))[1].append(answer)
-            self._follow(slot.session)
+            follow(slot.session, self.catalog, self.embed_soon)
             if slot.queue:
                 self._batcher.add(slot, self._clock_ns())
         for session, of_session in answers.values():
@@ -416,22 +412,6 @@ class InferenceCore:
                 self._batcher.add(slot, self._clock_ns())
             self._after_batch(session)
 
-    def _follow(self, session: Session) -> None:
-        if not session.follow or session.ended:
-            return
-        newest = self.catalog.versions(session.policy.spec.name)
-        if newest and newest[0] is not session.policy and newest[0].pool is session.policy.pool:
-            for text in {
-                session.settings.instruction,
-                *(f.settings.instruction for s in session.slots for f in s.queue),
-            }:
-                if not newest[0].runtime.knows_instruction(text):
-                    self.embed_soon(newest[0], text)
-                    return
-            session.policy.sessions -= 1
-            session.policy = newest[0]
-            session.policy.sessions += 1
-
     # -- state of a slot ------------------------------------------------------------------------------------------
 
     def export_state(self, session: Session, done: Callable[[bytearray | None, Exception | None], None]) -> None:
@@ -443,7 +423,7 @@ class InferenceCore:
         """
 
         def finish(blob: bytearray | None, error: Exception | None) -> None:
-            self._let_go(session)
+            self.let_go(session)
             done(blob, error)
 
         transfer.export_state(self.engine, session, finish)
@@ -457,12 +437,12 @@ class InferenceCore:
         """
 
         def finish(error: Exception | None) -> None:
-            self._let_go(session)
+            self.let_go(session)
             done(error)
 
         transfer.import_state(self.engine, session, data, finish)
 
-    def _let_go(self, session: Session) -> None:
+    def let_go(self, session: Session) -> None:
         """Go on with a session whose memory was held still."""
         slot = session.slots[0]
         if slot.ready() and slot.lease.valid():
@@ -480,12 +460,15 @@ class InferenceCore:
 
     def tick(self) -> None:
         """End sessions that were silent, or detached, for too long."""
+        self.moves.tick()
         now_ns = self._clock_ns()
         limits = self.limits
         for session in self.sessions():
             if session.state is SessionState.DETACHED:
                 if now_ns - session.detached_ns > limits.detach_window_ns:
                     self.end(session, EndReason.DETACH_EXPIRED)
+            elif session.state is SessionState.MOVING:
+                continue  # whoever moves it looks after it
             elif now_ns - session.heard_ns > limits.idle_timeout_ns and session.outstanding == 0:
                 idle_s = (now_ns - session.heard_ns) / 1e9
                 self.end(session, EndReason.EXPIRED, SessionExpiredError(f"nothing was heard for {idle_s:.0f} s"))

@@ -127,6 +127,7 @@ class PolicyLoader:
         store: Where they come from, or None.
         keep_versions: Versions of a policy that stay loaded.
         on_ready: Told each version that became ready.
+        on_refused: Told the policy of each version that the store has and that cannot be served.
     """
 
     def __init__(
@@ -136,12 +137,14 @@ class PolicyLoader:
         store: CheckpointStore | None = None,
         keep_versions: int = 4,
         on_ready: Callable[[LoadedPolicy], None] = lambda policy: None,
+        on_refused: Callable[[str], None] = lambda policy: None,
     ) -> None:
         self._catalog = catalog
         self._factory = factory
         self._store = store
         self._keep = keep_versions
         self._on_ready = on_ready
+        self._on_refused = on_refused
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="playserve-loader")
         self._loading: dict[Entry, asyncio.Task[LoadedPolicy]] = {}
         self._damaged: set[Entry] = set()
@@ -211,8 +214,7 @@ class PolicyLoader:
                 if entry not in self._damaged and not self._is_loaded(entry):
                     await self._load(entry)
             except PlayserveError as error:
-                self._damaged.add(entry)
-                _log.error("policy %s version %s cannot be served: %s", entry.policy, entry.version, error)
+                self._refuse(entry, "served", error)
         self._unload()
 
     async def watch(self, poll_s: float) -> None:
@@ -233,8 +235,12 @@ class PolicyLoader:
                 try:
                     self._known[entry] = self._store.manifest(entry.policy, entry.version).policy_spec()
                 except PlayserveError as error:
-                    self._damaged.add(entry)
-                    _log.error("policy %s version %s cannot be read: %s", entry.policy, entry.version, error)
+                    self._refuse(entry, "read", error)
+
+    def _refuse(self, entry: Entry, what: str, error: PlayserveError) -> None:
+        self._damaged.add(entry)
+        self._on_refused(entry.policy)
+        _log.error("policy %s version %s cannot be %s: %s", entry.policy, entry.version, what, error)
 
     def _is_loaded(self, entry: Entry) -> bool:
         return any(p.spec.version == entry.version for p in self._catalog.versions(entry.policy))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
@@ -78,6 +79,19 @@ class _PolicyMetrics:
         self.batch_size = metrics.batch_size.labels(policy)
         self.padding = metrics.padding.labels(policy)
 
+    def figures(self) -> dict[str, Any]:
+        """Return the counts that a heartbeat carries."""
+        return {
+            "answered": _value(self.frames),
+            "late": _value(self.misses),
+            "dropped": _value(self.dropped) + _value(self.stale) + _value(self.shed),
+            "total": list(self.total.counts),
+        }
+
+
+def _value(counter: Counter) -> int:
+    return int(next(s.value for m in counter.collect() for s in m.samples if s.name.endswith("_total")))
+
 
 class _SlotCollector(Collector):
     """Reads the slots when it is asked, so that the hot path sets no gauge."""
@@ -127,6 +141,16 @@ class Metrics:
             "playserve_sessions_open", "Sessions, detached ones included.", ("policy",), registry=registry
         )
         self.opens_refused = counter("opens_refused", "Opens that were refused.", "reason")
+        self.streams_lost = counter("streams_lost", "Streams that went without a goodbye; their sessions wait a while.")
+        self.streams_stalled = Gauge(
+            "playserve_streams_stalled", "Streams whose clients do not read their answers now.", registry=registry
+        )
+        self.versions_refused = counter("versions_refused", "Versions that the store has and that cannot be served.")
+        self.clock_jumps = Counter(
+            "playserve_clock_jumps", "Times that the wall clock jumped by more than a second.", registry=registry
+        )
+        self.tasks = Gauge("playserve_tasks", "Tasks of the event loop; they follow the streams.", registry=registry)
+        ProcessCollector(registry=registry)  # memory, file descriptors, processor time
         self.frames = counter("frames", "Frames that were answered.")
         self.frames_dropped = counter("frames_dropped", "Frames without an answer, because a newer one had arrived.")
         self.frames_stale = counter("frames_stale", "Frames without an answer, because their budget was over.")
@@ -141,6 +165,13 @@ class Metrics:
         self.batch_size = histogram("batch_rows", "Rows of a batch.", _ROWS)
         self.padding = counter("padding_rows", "Rows computed for padding only.")
         self._children: dict[str, _PolicyMetrics] = {}
+        #: What waits to be written to each stream; the event loop's thread alone looks (lookout.py).
+        self.outboxes: WeakSet[Any] = WeakSet()
+
+    def show_watchers(self, count: Callable[[], int]) -> None:
+        """Serve the number of people who watch sessions."""
+        gauge = Gauge("playserve_session_watchers", "Who watches sessions now.", registry=self.registry)
+        gauge.set_function(count)
 
     def _of(self, policy: str) -> _PolicyMetrics:
         child = self._children.get(policy)
@@ -148,12 +179,21 @@ class Metrics:
             child = self._children[policy] = _PolicyMetrics(self, policy)
         return child
 
+    def figures(self) -> dict[str, Any]:
+        """Return what heartbeats tell for the dashboard's charts: counts since the start, by policy."""
+        policies = {name: child.figures() for name, child in list(self._children.items())}
+        return {"bounds_s": list(_SECONDS), "policies": policies}
+
     def opened(self, session: Session) -> None:
         """Count an open."""
         name = session.policy.spec.name
         kind = "rollout" if session.rollout else "live" if session.live else "lockstep"
         self.sessions_opened.labels(name, kind).inc()
         self.sessions_open.labels(name).inc()
+
+    def came(self, session: Session) -> None:
+        """Count a session that was opened on another server."""
+        self.sessions_open.labels(session.policy.spec.name).inc()
 
     def resumed(self, session: Session) -> None:
         """Count a resume."""

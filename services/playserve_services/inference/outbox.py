@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from typing import Any
+from weakref import WeakSet
 
 import grpc
 
@@ -21,16 +22,22 @@ class Outbox:
 
     Args:
         context: The stream.
+        all_of_them: Those of the server, for :meth:`stalled`; it adds itself.
         limit: Messages that may wait before the reader must pause, so that a client that does not read is not read.
     """
 
-    def __init__(self, context: grpc.aio.ServicerContext[Any, Any], limit: int = 64) -> None:
+    def __init__(
+        self, context: grpc.aio.ServicerContext[Any, Any], all_of_them: WeakSet[Outbox] | None = None, limit: int = 64
+    ) -> None:
+        if all_of_them is not None:
+            all_of_them.add(self)
         self._context = context
         self._limit = limit
         self._queue: deque[Any] = deque()
         self._closed = False
         self._held = False  # the reader will flush, or is at it
         self._writing = False
+        self._written = self._seen = 0  # messages: by now, and when somebody last asked
         self._waiter: asyncio.Future[None] | None = None
         self._room: asyncio.Future[None] | None = None
         self.error: PlayserveError | None = None
@@ -46,7 +53,16 @@ class Outbox:
         if not self._closed:
             self._closed = True
             self.error = error
+            if error is not None:
+                # Its frames hold the stream that holds it. Only the collector would undo that ring, and until then the
+                # connection would stay open.
+                error.__traceback__ = error.__cause__ = error.__context__ = None
             self._wake()
+
+    def stalled(self) -> bool:
+        """Whether something waits of which nothing was written since the last time that this was asked."""
+        same, self._seen = self._written == self._seen, self._written
+        return self._writing and same
 
     def _wake(self) -> None:
         if not self._held and self._waiter is not None and not self._waiter.done():
@@ -82,7 +98,13 @@ class Outbox:
         self._writing = True
         try:
             while queue:
-                await write(queue.popleft())
+                try:
+                    await write(queue.popleft())
+                except grpc.aio.InternalError:  # the client has gone, and gRPC will say so
+                    queue.clear()
+                    self.close()
+                    return
+                self._written += 1
                 if self._room is not None and len(queue) < self._limit:
                     if not self._room.done():
                         self._room.set_result(None)

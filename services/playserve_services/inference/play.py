@@ -15,8 +15,10 @@ import grpc
 from playserve.codec import Decoder, negotiate
 from playserve.errors import (
     AlreadyOpenError,
+    DrainingError,
     EngineFailedError,
     MalformedMessageError,
+    NoFreeSlotError,
     NotOpenError,
     PlayserveError,
     SeqNotIncreasingError,
@@ -33,10 +35,13 @@ from playserve_services.inference.access import over_quota, shed
 from playserve_services.inference.core import InferenceCore, OpenRequest
 from playserve_services.inference.embedding import embed
 from playserve_services.inference.inbox import next_message
+from playserve_services.inference.keeping import SessionKeeper
 from playserve_services.inference.loader import PolicyLoader
 from playserve_services.inference.outbox import Outbox
 from playserve_services.inference.runtime import Array
 from playserve_services.inference.sessions import Answer, Arrival, Frame, Session
+from playserve_services.inference.tracing import StreamTrace
+from playserve_services.inference.watching import Watching
 
 __all__ = ["PlayStream"]
 
@@ -59,6 +64,9 @@ class PlayStream:
         decoders: Threads that unpack JPEG.
         embedders: Threads that embed instructions.
         max_message_bytes: What Opened announces.
+        watching: Who watches sessions.
+        keeper: Records sessions; None: nobody does.
+        trace: Traces its steps; None: nobody does.
     """
 
     def __init__(
@@ -70,8 +78,14 @@ class PlayStream:
         decoders: Executor,
         embedders: Executor,
         max_message_bytes: int,
+        watching: Watching,
+        keeper: SessionKeeper | None = None,
+        trace: StreamTrace | None = None,
     ) -> None:
+        self._trace = trace
         self._core = core
+        self._watching = watching
+        self._keeper = keeper
         self._loader = loader
         self._context = context
         self._caller = caller
@@ -79,7 +93,7 @@ class PlayStream:
         self._embedders = embedders
         self._configuring: list[asyncio.Task[None]] = []  # changes that are not in force yet, oldest first
         self._max_message_bytes = max_message_bytes
-        self._outbox = Outbox(context)
+        self._outbox = Outbox(context if trace is None else trace.writing(context), core.metrics.outboxes)
         self._session: Session | None = None
         self._decoder: Decoder | None = None
         self._has_jpeg = False
@@ -98,6 +112,7 @@ class PlayStream:
                 task.cancel()
             # Only the stream that holds the session may detach it: a newer one may have taken it over.
             if self._session is not None and self._attached:
+                self._core.metrics.streams_lost.labels(self._session.policy.spec.name).inc()
                 self._core.detach(self._session)
         if self._outbox.error is not None:
             await abort(self._context, self._outbox.error)
@@ -109,6 +124,8 @@ class PlayStream:
                 if self._outbox.full:
                     await self._outbox.room()
                 request = await next_message(self._context)
+                if session.held:
+                    await self._settled(session)
                 if self._current() is None:
                     return
                 if request is None or request.WhichOneof("message") == "close":
@@ -138,6 +155,14 @@ class PlayStream:
             raise NotOpenError(f"the first message must be Open; {came} came")
         message: ps.Open = request.open
         if message.resume_token:
+            moving = self._core.moving(message.resume_token, self._caller.name)
+            if moving is not None:
+                await self._settled(moving)
+            home = self._core.moves.where(message.resume_token, self._caller.name)
+            if home is not None:
+                self._go_to(home.address, home.token)
+                self._outbox.close()
+                return
             session = self._core.resume(message.resume_token, self._caller.name, self._caller)
             session.codecs = frozenset(negotiate(message.codecs, session.policy.spec.inputs))
             self._attach(session)
@@ -156,21 +181,28 @@ class PlayStream:
         consent = message.consent if message.HasField("consent") else None
         settings = convert.open_settings(sampling, message.extras, message.instruction, consent)
         await embed(policy, self._embedders, settings.instruction)
-        session = self._core.open(
-            OpenRequest(
-                policy=policy,
-                principal=self._caller.name,
-                caller=self._caller,
-                settings=settings,
-                live=live,
-                follow=follow,
-                rate_hz=convert.live_rate(policy, message.rate_hz, live),
-                seed=seed,
-                episode_id=message.episode_id,
-                client=message.client,
-                codecs=frozenset(negotiate(message.codecs, policy.spec.inputs)),
-            )
+        asked = OpenRequest(
+            policy=policy,
+            principal=self._caller.name,
+            caller=self._caller,
+            settings=settings,
+            live=live,
+            follow=follow,
+            rate_hz=convert.live_rate(policy, message.rate_hz, live),
+            seed=seed,
+            episode_id=message.episode_id,
+            client=message.client,
+            codecs=frozenset(negotiate(message.codecs, policy.spec.inputs)),
         )
+        try:
+            session = self._core.open(asked)
+        except (NoFreeSlotError, DrainingError):
+            address = None if self._core.elsewhere is None else await self._core.elsewhere(policy)
+            if address is None:
+                raise
+            self._go_to(address, b"")
+            self._outbox.close()
+            return
         self._attach(session)
         self._begin(session, resumed=False)
 
@@ -182,6 +214,7 @@ class PlayStream:
         self._takes_instruction = session.policy.spec.takes_instruction
         self._sums = any(spec.merge is Merge.SUM for spec in session.policy.spec.inputs)
         session.on_end = self._ended
+        session.on_moved = self._go_to
 
     def _current(self) -> Session | None:
         """Return the session while it is this stream's: not over, and not taken over by a newer stream."""
@@ -191,6 +224,15 @@ class PlayStream:
         session.sink = self._answer
         session.on_step_error = lambda slot, seq, error: self._outbox.put(convert.step_error(seq, error))
         self._outbox.put(ps.PlayResponse(opened=self._opened(session, resumed)))
+
+    async def _settled(self, session: Session) -> None:
+        """Wait until a session that is being moved has left, or stays."""
+        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._core.moves.when_over(session, lambda: _settle(over))
+        await over
+
+    def _go_to(self, address: str, token: bytes) -> None:
+        self._outbox.put(ps.PlayResponse(moved=ps.Moved(address=address, resume_token=token)))
 
     def _ended(self, error: PlayserveError | None) -> None:
         self._attached = False
@@ -233,6 +275,8 @@ class PlayStream:
                 executed = request.executed
                 action = convert.executed_action(session.policy, executed.action, executed.source)
                 session.slots[0].executed(seq, action)
+                if self._keeper is not None:
+                    self._keeper.executed(session, seq, action, executed.source)
             elif kind == "ping":
                 self._outbox.put(ps.PlayResponse(pong=ps.Pong(nonce=request.ping.nonce)))
             elif kind == "reset":
@@ -265,6 +309,7 @@ class PlayStream:
         too_many = over_quota(session, arrived_ns)
         if too_many and not self._sums:  # not worth unpacking
             shed(self._core, slot, self._frame(session, step, {}, arrived_ns))
+            self._show(session, step)
             return
         if self._has_jpeg and any(tensor.codec == pb.CODEC_JPEG for tensor in step.inputs):
             loop = asyncio.get_running_loop()
@@ -280,11 +325,19 @@ class PlayStream:
         frame = self._frame(session, step, inputs, arrived_ns)
         if too_many:
             shed(self._core, slot, frame)
+            self._show(session, step)
             return
         if self._core.arrive(slot, frame) is Arrival.REPEATED and slot.last_answer is not None:
             self._answer([slot.last_answer])
             return
+        self._show(session, step)
+        if self._keeper is not None:
+            self._keeper.frame(session, frame)
         self._core.pump_soon()
+
+    def _show(self, session: Session, step: ps.Step) -> None:
+        if self._watching:
+            self._watching.step(session, step)
 
     @staticmethod
     def _frame(session: Session, step: ps.Step, inputs: Mapping[str, Array], arrived_ns: int) -> Frame:
@@ -350,6 +403,8 @@ class PlayStream:
                 for task in first:
                     task.cancel()
                 raise
+            if self._session is not None and self._session.held:
+                await self._settled(self._session)  # what is changed now would stay behind
             answer()
 
         task = asyncio.create_task(wait())
@@ -363,7 +418,12 @@ class PlayStream:
     def _answer(self, answers: Sequence[Answer]) -> None:
         now_ns = time.monotonic_ns()
         for answer in answers:
-            self._outbox.put(convert.result_message(answer, now_ns))
+            message = convert.result_message(answer, now_ns)
+            if self._trace is not None:
+                self._trace.answered(answer, now_ns)
+            self._outbox.put(message)
+            if self._watching:
+                self._watching.result(answer.slot.session, message.result)
 
 
 def _changes(message: ps.Configure) -> dict[str, Any]:

@@ -36,10 +36,12 @@ class ViewCache:
 
     Args:
         path: The file.
+        on_failure: Called when it cannot be written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, on_failure: Callable[[], None] = lambda: None) -> None:
         self.path = path
+        self._on_failure = on_failure
 
     def read(self) -> RegistryView | None:
         """Return the last view; None: there is none, or it is damaged, which is logged."""
@@ -57,6 +59,7 @@ class ViewCache:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             write_private(self.path, view.model_dump_json())
         except OSError as error:
+            self._on_failure()
             _log.error("the view of the registry cannot be kept in %s: %s", self.path, error.strerror)
 
 

@@ -60,7 +60,7 @@ class Replica:
                 key=_key_reader(settings.registry_key_file),
                 ca=settings.registry_ca,
             ),
-            ViewCache(settings.registry_cache or default_cache(settings.registry)),
+            ViewCache(settings.registry_cache or default_cache(settings.registry), metrics.cache_failures.inc),
             self.name,
             self._apply,
             drain,
@@ -117,6 +117,7 @@ class Replica:
             "versions": versions,
             "view_revision": max(0, self._follower.revision),
             "draining": self._core.draining,
+            "figures": self._core.metrics.figures(),
         }
 
 

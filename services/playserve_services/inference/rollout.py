@@ -60,7 +60,7 @@ class RolloutStream:
         self._caller = caller
         self._embedders = embedders
         self._max_message_bytes = max_message_bytes
-        self._outbox = Outbox(context)
+        self._outbox = Outbox(context, core.metrics.outboxes)
         self._session: Session | None = None
         self._decoder: Decoder | None = None
         self._instructions: EpisodeInstructions | None = None  # of policies that take one

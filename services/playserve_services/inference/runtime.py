@@ -111,6 +111,10 @@ class Runtime(Protocol):
     def pool(self) -> SlotPool:
         """The slots of its layout."""
 
+    @property
+    def heads(self) -> int:
+        """Numbers of an action."""
+
     def run(self, rows: Sequence[Row], want_log_prob: bool) -> Rows:
         """Advance the rows' slots by one frame each, and draw actions. A slot appears at most once."""
 
@@ -218,6 +222,11 @@ class TorchRuntime:
         if graphs == "cuda":
             return CudaGraphSteps(step, self._device)
         return EagerSteps(step, self._device) if self._static else None
+
+    @property
+    def heads(self) -> int:
+        """See :class:`Runtime`."""
+        return self._heads
 
     @property
     def steps(self) -> Steps | None:

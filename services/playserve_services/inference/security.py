@@ -5,36 +5,41 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from pathlib import Path
 
 from grpc_health.v1 import health
 from prometheus_client import CollectorRegistry, Counter, Gauge
+from tritonclient.grpc import service_pb2 as oip
 
 from playserve.v1 import admin_service_pb2, policy_service_pb2, state_transfer_service_pb2
 from playserve_services.auth.certificates import Certificates
 from playserve_services.auth.gate import Gate
-from playserve_services.auth.http import check_url
 from playserve_services.auth.keyring import ApiKeys, KeyFile, KeyFileWatch, KeyRing
 from playserve_services.auth.keys import Scope
 from playserve_services.auth.loopback import is_loopback
 from playserve_services.auth.principal import Anonymous, Authenticator, FirstOf, OpenDoor
 from playserve_services.auth.quotas import Accounts
-from playserve_services.auth.tokens import FileJwks, JwksSource, Jwts, TokenRules, UrlJwks
+from playserve_services.auth.tokens import Jwts, TokenRules, jwks_at
 from playserve_services.inference.settings import ServeSettings
 from playserve_services.inference.tls import CertificateFiles, ServerTls
 
-__all__ = ["ADMIN_SERVICE", "POLICY_SERVICE", "TRANSFER_SERVICE", "Security", "SecurityMetrics"]
+__all__ = ["ADMIN_SERVICE", "INFERENCE_SERVICE", "POLICY_SERVICE", "TRANSFER_SERVICE", "Security", "SecurityMetrics"]
 
 _log = logging.getLogger(__name__)
 
 POLICY_SERVICE = policy_service_pb2.DESCRIPTOR.services_by_name["PolicyService"].full_name
 ADMIN_SERVICE = admin_service_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
+INFERENCE_SERVICE: str = oip.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 TRANSFER_SERVICE = state_transfer_service_pb2.DESCRIPTOR.services_by_name["StateTransferService"].full_name
-#: What a call needs. ListPolicies and GetPolicy, reflection too, are anybody's who has a key at all.
+#: What a call needs. What policies and models there are, and reflection, are anybody's who has a key at all.
 _SCOPES: dict[str, Scope | None] = {
     f"{POLICY_SERVICE}/Play": Scope.PLAY,
     f"{POLICY_SERVICE}/Rollout": Scope.ROLLOUT,
+    f"{INFERENCE_SERVICE}/ModelInfer": Scope.PLAY,
+    f"{INFERENCE_SERVICE}/ModelStreamInfer": Scope.PLAY,
     ADMIN_SERVICE: Scope.ADMIN,
+    # The session's own player may, too: the servicer looks.
+    f"{ADMIN_SERVICE}/WatchSession": None,
+    f"{ADMIN_SERVICE}/EndSession": None,
     TRANSFER_SERVICE: Scope.ADMIN,
 }
 _PLAYERS = frozenset({Scope.PLAY, Scope.ROLLOUT})
@@ -70,6 +75,9 @@ class SecurityMetrics:
         )
         self.registry_age = Gauge(
             "playserve_registry_view_age_seconds", "Since the registry confirmed the view.", registry=shown
+        )
+        self.cache_failures = Counter(
+            "playserve_registry_cache_failures", "Views that could not be kept on disk.", registry=shown
         )
 
     def failed(self, policy: str) -> None:
@@ -125,7 +133,7 @@ class Security:
             rules = TokenRules(
                 issuer=settings.jwt_issuer, audience=settings.jwt_audience, leeway_s=settings.jwt_leeway_s
             )
-            found.append(Jwts(rules, _jwks(settings)))
+            found.append(Jwts(rules, jwks_at(settings.jwt_jwks)))
         if settings.tls_client_ca is not None and settings.certificate_scopes:
             found.append(Certificates(settings.certificate_scopes))
         if settings.anonymous:
@@ -153,10 +161,3 @@ class Security:
                 await self.gate.sweep()
             except Exception:  # noqa: BLE001 - revocation must go on, whatever one round meets
                 _log.exception("looking after the keys failed this time")
-
-
-def _jwks(settings: ServeSettings) -> JwksSource:
-    where = settings.jwt_jwks
-    if "://" in where:
-        return UrlJwks(check_url("jwt_jwks", where))
-    return FileJwks(Path(where))

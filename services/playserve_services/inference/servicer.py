@@ -15,9 +15,12 @@ from playserve_services.aborting import abort
 from playserve_services.auth.gate import Caller
 from playserve_services.inference.catalog import version_key
 from playserve_services.inference.core import InferenceCore
+from playserve_services.inference.keeping import SessionKeeper
 from playserve_services.inference.loader import PolicyLoader
 from playserve_services.inference.play import PlayStream
 from playserve_services.inference.rollout import RolloutStream
+from playserve_services.inference.tracing import ServerTracing
+from playserve_services.inference.watching import Watching
 
 __all__ = ["PolicyServicer"]
 
@@ -34,6 +37,9 @@ class PolicyServicer(policy_service_pb2_grpc.PolicyServiceServicer):
         decoders: Threads that unpack JPEG.
         embedders: Threads that embed instructions.
         max_message_bytes: Largest message.
+        watching: Who watches sessions.
+        keeper: Records sessions; None: nobody does.
+        tracing: Traces steps of Play; None: nobody does.
     """
 
     def __init__(
@@ -44,18 +50,33 @@ class PolicyServicer(policy_service_pb2_grpc.PolicyServiceServicer):
         decoders: Executor,
         embedders: Executor,
         max_message_bytes: int,
+        watching: Watching,
+        keeper: SessionKeeper | None = None,
+        tracing: ServerTracing | None = None,
     ) -> None:
+        self._tracing = tracing
         self._core = core
         self._loader = loader
         self._caller = caller
         self._decoders = decoders
         self._embedders = embedders
         self._max_message_bytes = max_message_bytes
+        self._watching = watching
+        self._keeper = keeper
 
     async def Play(self, request_iterator: Any, context: Context) -> None:  # type: ignore[override]
         """Serve one session."""
         await PlayStream(
-            self._core, self._loader, context, self._caller(), self._decoders, self._embedders, self._max_message_bytes
+            self._core,
+            self._loader,
+            context,
+            self._caller(),
+            self._decoders,
+            self._embedders,
+            self._max_message_bytes,
+            self._watching,
+            self._keeper,
+            None if self._tracing is None else self._tracing.stream(context.invocation_metadata() or ()),
         ).run()
 
     async def Rollout(self, request_iterator: Any, context: Context) -> None:  # type: ignore[override]

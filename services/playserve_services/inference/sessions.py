@@ -9,7 +9,7 @@ Everything here runs on the event loop's thread and takes the time as an argumen
                       |   --close---------> DRAINING --last answer--> ENDED (slots released)
                       |                       |
                       +--error, expiry, end---+--------------------> ENDED (slots released)
-    OPEN --hand-off--> MOVING --done--> ENDED,  MOVING --failed--> OPEN
+    OPEN, DETACHED --hand-off--> MOVING --done--> ENDED,  MOVING --failed--> OPEN, or DETACHED without a stream
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from playserve.actions import Action, DesktopAction, clip_action, merge_executed
+from playserve.actions import DesktopAction, clip_action, merge_executed
 from playserve.errors import (
     EpisodeReusedError,
     ExecutedUnknownError,
@@ -34,6 +34,7 @@ from playserve.errors import (
 from playserve.specs import GapMode, Merge
 from playserve_services.inference.catalog import LoadedPolicy
 from playserve_services.inference.decoding import Executed
+from playserve_services.inference.frames import Answer, Arrival, DroppedStep, Frame, Settings
 from playserve_services.inference.runtime import Array
 from playserve_services.inference.slots import SlotLease
 
@@ -44,7 +45,6 @@ __all__ = [
     "Answer", "Arrival", "DroppedStep", "EndReason", "Frame", "Session", "SessionState", "Settings", "Slot",
 ]  # fmt: skip
 
-_NO_DEADLINE = 1 << 62
 _MOST_SHED = 1024
 
 
@@ -60,8 +60,8 @@ class SessionState(enum.Enum):
 
 _ALLOWED = {
     SessionState.OPEN: {SessionState.DETACHED, SessionState.MOVING, SessionState.DRAINING, SessionState.ENDED},
-    SessionState.DETACHED: {SessionState.OPEN, SessionState.ENDED},
-    SessionState.MOVING: {SessionState.OPEN, SessionState.ENDED},
+    SessionState.DETACHED: {SessionState.OPEN, SessionState.MOVING, SessionState.ENDED},
+    SessionState.MOVING: {SessionState.OPEN, SessionState.DETACHED, SessionState.DRAINING, SessionState.ENDED},
     SessionState.DRAINING: {SessionState.ENDED},
     SessionState.ENDED: set(),
 }
@@ -81,122 +81,6 @@ class EndReason(enum.Enum):
     MOVED = "moved"
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What a client can change while it plays; a frame carries those in force when it arrived."""
-
-    revision: int = 1
-    temperature: float = 1.0
-    argmax: bool = False
-    instruction: str = ""
-    decode: str = ""
-    log_prob: bool = False
-    value: bool = False
-    watch: bool = False
-    record: bool = False
-
-
-@dataclass(slots=True)
-class DroppedStep:
-    """A step without an answer of its own.
-
-    Attributes:
-        seq: Of the step.
-        stale: Whether for its age; else a newer one came, or it was over the quota.
-        in_memory: Whether it is remembered all the same.
-        ticks: Game ticks since the step before it.
-        shed: Whether it was over the quota.
-    """
-
-    seq: int
-    stale: bool
-    in_memory: bool
-    ticks: int
-    shed: bool = False
-
-
-@dataclass(slots=True)
-class Frame:
-    """One observation that waits.
-
-    Attributes:
-        seq: Of the step; in rollouts the slot's own count.
-        episode_id: Its episode.
-        episode_seed: Seed if it begins an episode; None: the slot's goes on.
-        inputs: Decoded arrays by name.
-        ticks: Game ticks since the frame before it.
-        shed_ticks: Those of frames right before it that were over the quota.
-        arrived_ns: Monotonic clock.
-        decode_ns: Time it took to unpack.
-        deadline_ns: Monotonic clock after which the answer is late.
-        budget: Whether the client set the deadline itself, so that a late answer is not sent.
-        observe_only: No answer wanted.
-        capture_time_ns: The client's, echoed.
-        settings: In force.
-        executed: What was executed before it, if that is known already.
-        executed_known: Whether `executed` is settled; otherwise LOCKSTEP takes the last answer.
-        executed_told: Whether the client said so itself.
-    """
-
-    seq: int
-    episode_id: int
-    inputs: Mapping[str, Array]
-    arrived_ns: int
-    settings: Settings
-    deadline_ns: int = _NO_DEADLINE
-    episode_seed: int | None = None
-    ticks: int = 1
-    decode_ns: int = 0
-    budget: bool = False
-    observe_only: bool = False
-    capture_time_ns: int = 0
-    executed: Executed = None
-    executed_known: bool = False
-    executed_told: bool = False
-    shed_ticks: int = 0
-
-
-class Arrival(enum.Enum):
-    """What became of a frame that arrived."""
-
-    QUEUED = "queued"
-    REPEATED = "repeated"
-    SHED = "shed"
-
-
-@dataclass(slots=True)
-class Answer:
-    """The result of one frame of one slot.
-
-    Attributes:
-        slot: Whose.
-        frame: Which.
-        action: One number a head.
-        log_prob: float32 [H] or None.
-        value: Or None.
-        outputs: Arrays by output name.
-        version: That made it.
-        dropped: Steps without answers since the last answer.
-        queue_ns: Waiting.
-        compute_ns: In the engine.
-        batch_size: Rows of the batch.
-        decoded: The action itself where it is keyboard and mouse; None: `action` is an index.
-    """
-
-    slot: Slot
-    frame: Frame
-    action: tuple[int, ...]
-    log_prob: Sequence[float] | None
-    value: float | None
-    outputs: Mapping[str, Array]
-    version: str
-    dropped: Sequence[DroppedStep]
-    queue_ns: int
-    compute_ns: int
-    batch_size: int
-    decoded: Action | None = None
-
-
 class Slot:
     """One slot of one session: its mailbox and its place in the episode.
 
@@ -209,9 +93,9 @@ class Slot:
     """
 
     __slots__ = (
-        "busy", "counter", "dropped", "entered_seq", "entered_ticks", "episode_id", "fresh", "last_action",
-        "last_answer", "lease", "missed_ticks", "pending_executed", "pending_seed", "queue", "queued", "row", "seed",
-        "seen_episode", "seen_seq", "session", "shed", "shed_steps",
+        "age", "begun", "busy", "counter", "dropped", "entered_seq", "entered_ticks", "episode_id", "fresh",
+        "last_action", "last_answer", "lease", "missed_ticks", "pending_executed", "pending_seed", "queue", "queued",
+        "row", "seed", "seen_episode", "seen_seq", "session", "shed", "shed_steps",
     )  # fmt: skip
 
     def __init__(self, lease: SlotLease, session: Session, row: int, episode_id: int, seed: int) -> None:
@@ -222,6 +106,8 @@ class Slot:
         self.busy = False  # a frame of it is in the engine
         self.queued = False  # it stands in the batcher
         self.fresh = True  # its memory is empty
+        self.age = 0  # frames in the memory
+        self.begun = 0  # episodes that have entered it
         self.episode_id = episode_id  # of the memory
         self.seed = seed
         self.counter = 0  # frames that entered the memory under this seed
@@ -342,16 +228,22 @@ class Slot:
         self.missed_ticks += frame.ticks + frame.shed_ticks
         self.session.frames_dropped += 1
 
-    def drop_waiting(self) -> int:
-        """Forget what waits (the stream is gone and will send it again); return how many frames that were."""
-        count = len(self.queue)
-        # What was executed after the last step in the memory was told once, and is not told again.
+    def executed_at_rest(self) -> tuple[int, Executed] | None:
+        """Return `pending_executed` as it is without the frames that wait.
+
+        What was executed after the last step in the memory was told once, and is not told again.
+        """
         first = self.queue[0] if self.queue else self.shed
         if first is not None:
             known = first.executed_known and first.episode_id == self.episode_id
-            self.pending_executed = (self.entered_seq, first.executed) if known else None
-        elif self.pending_executed is not None and self.pending_executed[0] != self.entered_seq:
-            self.pending_executed = None
+            return (self.entered_seq, first.executed) if known else None
+        pending = self.pending_executed
+        return pending if pending is not None and pending[0] == self.entered_seq else None
+
+    def drop_waiting(self) -> int:
+        """Forget what waits (the stream is gone and will send it again); return how many frames that were."""
+        count = len(self.queue)
+        self.pending_executed = self.executed_at_rest()
         self.queue.clear()
         self.shed, self.shed_steps = None, []
         # The client sends them again, those too that a newer frame had displaced: they are not dropped yet.
@@ -407,6 +299,10 @@ class Slot:
         if self.pending_seed is not None and self.pending_seed[0] <= frame.episode_id:
             self.pending_seed = None
         reset = self.fresh
+        if reset:
+            self.age = 0
+            self.begun += 1
+        self.age += 1
         executed = None if reset else frame.executed if frame.executed_known else self.last_action
         self.entered_ticks = 1 if reset else frame.ticks + frame.shed_ticks + self.missed_ticks
         self.missed_ticks = 0
@@ -457,6 +353,9 @@ class Session:
         sink: Takes answers; None while detached.
         on_end: Tells the stream that the session is over, with the error to send or None.
         on_step_error: Tells the stream that one step of a slot failed.
+        on_moved: Tells the stream where the session lives from now on: address and token.
+        held: It stands still, for its memory is being handed on; what its client sends waits.
+        admitted: It was taken over from another server, where its key's quota was asked.
     """
 
     session_id: str
@@ -477,6 +376,9 @@ class Session:
     sink: Sink | None = None
     on_end: Callable[[PlayserveError | None], None] | None = None
     on_step_error: Callable[[Slot, int, PlayserveError], None] | None = None
+    on_moved: Callable[[str, bytes], None] | None = None
+    held: bool = False
+    admitted: bool = False
     heard_ns: int = 0
     detached_ns: int = 0
     steps: int = 0
@@ -487,6 +389,10 @@ class Session:
         """Change state; an impossible change is a bug."""
         assert state in _ALLOWED[self.state], f"session {self.session_id}: {self.state} -> {state}"  # noqa: S101
         self.state = state
+
+    def let_stream_go(self) -> None:
+        """Tell the stream that it had nothing any more."""
+        self.sink = self.on_end = self.on_step_error = self.on_moved = None
 
     @property
     def outstanding(self) -> int:

@@ -84,6 +84,22 @@ class ServeSettings(BaseSettings):
     """Address, "host:port", at which clients reach this server; empty: what it listens on."""
     advertise_admin: str = ""
     """Address at which the control plane reaches AdminService; empty: what it listens on."""
+    peers: str = ""
+    """Addresses, "host:port" by commas, of other replicas: a drain hands its sessions to them. Empty: none."""
+    peers_dns: str = ""
+    """A name and a port, "name:port"; each address of the name is a replica, this one too. Empty: none."""
+    peers_key_file: Path | None = None
+    """File that holds the API key, of scope admin, for the peers; read again for every drain's round."""
+    peers_ca: Path | None = None
+    """Authorities (PEM) to trust for the peers, which are dialled with TLS where this server has a certificate; none:
+    tls_client_ca, or else the system's."""
+    peers_name: str = ""
+    """Name in the peers' certificates, where that is not the host of their address."""
+    redirect: bool = False
+    """Send a player who finds no room here, or a drain, on to a peer that has room. The addresses of the peers must be
+    such that players reach them."""
+    handoff_sessions: int = Field(4, ge=1)
+    """Sessions that are on their way to peers at a time; each of them stands still at its end only."""
     engine: Literal["torch", "triton"] = "torch"
     """Who computes batches: this process, or an NVIDIA Triton with a repository of `playserve triton export`."""
     triton_url: str = ""
@@ -129,6 +145,11 @@ class ServeSettings(BaseSettings):
     """How often the store is looked at for new versions."""
     keep_versions: int = Field(4, ge=1)
     """Versions of one policy that stay loaded; older ones without sessions are unloaded, and loaded again on demand."""
+    trace: float = Field(0.0, ge=0, le=1)
+    """Largest share of the steps of Play streams whose spans are exported by OpenTelemetry, as the OTEL_EXPORTER_OTLP_*
+    variables say; under the client's spans where the client traces. 0: none, and OpenTelemetry is not needed."""
+    record_sessions: Path | None = None
+    """Folder that gets P2P recordings of the games of players who consent; none: nobody is recorded. Needs PyAV."""
     log_format: Literal["text", "json"] = "text"
     """Lines for people or for programs."""
 
@@ -152,7 +173,7 @@ class ServeSettings(BaseSettings):
             ("tls_client_scopes", "tls_client_ca"), ("jwt_issuer", "jwt_audience"), ("jwt_issuer", "jwt_jwks"),
             ("jwt_audience", "jwt_issuer"), ("jwt_jwks", "jwt_issuer"), ("registry_key_file", "registry"),
             ("registry_ca", "registry"), ("registry_cache", "registry"), ("replica", "registry"),
-            ("advertise", "registry"), ("advertise_admin", "registry"),
+            ("advertise_admin", "registry"),
         ):  # fmt: skip
             if getattr(self, first) and not getattr(self, second):
                 raise ValueError(f"{first} is set and {second} is not; the one says nothing without the other")
@@ -175,6 +196,31 @@ class ServeSettings(BaseSettings):
                 "say insecure_listen (--insecure-listen) if that is meant"
             )
         return self
+
+    @model_validator(mode="after")
+    def _peers(self) -> ServeSettings:
+        for address in (*self.peer_addresses, *filter(None, [self.peers_dns])):
+            host, _, port = address.rpartition(":")
+            if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+                raise ValueError(f"peer {address!r}, wanted HOST:PORT")
+        for name in ("peers_key_file", "peers_ca", "peers_name", "redirect"):
+            if getattr(self, name) and not self.peers and not self.peers_dns:
+                raise ValueError(f"{name} is set, and neither peers nor peers_dns is")
+        for name in ("peers_ca", "peers_name"):
+            if getattr(self, name) and self.tls_cert is None:
+                raise ValueError(f"{name} is set and tls_cert is not: peers are dialled in plain text")
+        if self.peers_key_file is not None and self.tls_cert is None and not self.insecure_listen:
+            others = [a for a in self.peer_addresses if not is_loopback(a.rpartition(":")[0].strip("[]"))]
+            if others or self.peers_dns:
+                raise ValueError(
+                    "peers_key_file: the key would cross the network in plain text; set up TLS, or say insecure_listen"
+                )
+        return self
+
+    @property
+    def peer_addresses(self) -> tuple[str, ...]:
+        """The addresses in `peers`."""
+        return tuple(part.strip() for part in self.peers.split(",") if part.strip())
 
     @model_validator(mode="after")
     def _triton(self) -> ServeSettings:

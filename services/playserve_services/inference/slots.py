@@ -25,7 +25,7 @@ from torch import Tensor
 from playserve.errors import DataLossError, LayoutMismatchError, NoFreeSlotError
 from playserve_trainer.models.policy import StateTensor
 
-__all__ = ["SlotLease", "SlotPool", "StateBlob"]
+__all__ = ["Part", "SlotLease", "SlotPool", "StateBlob"]
 
 _MAGIC = b"PSST\x01\x00\x00\x00"
 _DIGEST_BYTES = 32
@@ -42,6 +42,23 @@ class SlotLease:
     def valid(self) -> bool:
         """Whether the slot still belongs to this lease."""
         return self.pool.generation(self.slot) == self.generation
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of a slot's memory: of one tensor everything, or a range of indices along one axis.
+
+    Attributes:
+        name: Of the tensor.
+        axis: Of the slot's row; -1: everything.
+        first: First index.
+        last: Index after the last.
+    """
+
+    name: str
+    axis: int = -1
+    first: int = 0
+    last: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +209,65 @@ class SlotPool:
         """Overwrite a part of a slot's memory, from byte `begin` of a tensor on. Call it on the engine thread."""
         array = np.frombuffer(data, np.uint8).copy()  # torch takes no memory that cannot be written
         self._bytes(slot, name)[begin : begin + len(array)].copy_(torch.from_numpy(array))
+
+    def parts(self) -> list[Part]:
+        """Return all of a slot's memory."""
+        return [Part(name) for name in self.layout]
+
+    def written(self, begin: int, end: int) -> list[Part]:
+        """Return what of a slot's memory steps `begin` to `end` - 1 of one episode may have written; `begin` is not 0.
+
+        Of tensors that are not here, or do not say it (`StateTensor.ring`), that is everything.
+        """
+        found = []
+        for name, tensor in self.layout.items():
+            if tensor.ring is None or name not in self.tensors:
+                found.append(Part(name))
+            else:
+                found += [Part(name, tensor.ring.axis, *span) for span in tensor.ring.written(begin, end)]
+        return found
+
+    def part_bytes(self, part: Part) -> int:
+        """Return the size of a part.
+
+        Raises:
+            LayoutMismatchError: There is no such part of this layout.
+        """
+        tensor = self.layout.get(part.name)
+        if tensor is None:
+            raise LayoutMismatchError(f"no memory tensor {part.name!r}; there are {sorted(self.layout)}")
+        shape, size = tensor.shape, math.prod(tensor.shape) * tensor.dtype.itemsize
+        if part.axis == -1:
+            return size
+        if not 0 <= part.axis < len(shape) or not 0 <= part.first < part.last <= shape[part.axis]:
+            raise LayoutMismatchError(f"{part} is not within the shape {shape}")
+        return size // shape[part.axis] * (part.last - part.first)
+
+    def read_part(self, slot: int, part: Part) -> bytearray:
+        """Return a part of a slot's memory. Call it on the engine thread."""
+        data = bytearray(self.part_bytes(part))
+        if data and part.axis == -1:
+            self.read_chunk(slot, part.name, memoryview(data))
+        elif data:
+            rows = self._part(slot, part).contiguous().reshape(-1).view(torch.uint8)
+            torch.frombuffer(data, dtype=torch.uint8).copy_(rows)
+        return data
+
+    def write_part(self, slot: int, part: Part, data: memoryview | bytes) -> None:
+        """Overwrite a part of a slot's memory with as many bytes as it has. Call it on the engine thread."""
+        if not len(data):
+            return
+        if part.axis == -1:
+            self.write_chunk(slot, part.name, data)
+            return
+        if part.name not in self.tensors:
+            raise LayoutMismatchError(f"{part}: memory that lies elsewhere takes whole tensors only")
+        rows = self._part(slot, part)
+        array = np.frombuffer(data, np.uint8).copy()
+        rows.copy_(torch.from_numpy(array).view(rows.dtype).view(rows.shape))
+
+    def _part(self, slot: int, part: Part) -> Tensor:
+        return self.tensors[part.name][slot].narrow(part.axis, part.first, part.last - part.first)
 
     def _bytes(self, slot: int, name: str) -> Tensor:
         return self.tensors[name][slot].reshape(-1).view(torch.uint8)

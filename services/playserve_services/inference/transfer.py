@@ -5,53 +5,22 @@ Beside the slot's tensors travel its place in the episode and in its random stre
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from playserve.errors import DataLossError, SessionClosedError
 from playserve_services.inference.engine import Engine
-from playserve_services.inference.sessions import Session, Settings, Slot
+from playserve_services.inference.record import SlotRecord
+from playserve_services.inference.sessions import Session, Slot
 from playserve_services.inference.slots import StateBlob
 
-__all__ = ["export_state", "import_state", "restore_slot", "slot_header"]
+__all__ = ["export_state", "import_state"]
 
 # So much is copied between two batches; they wait a millisecond or two for it.
 _CHUNK_BYTES = 2 << 20
 _DIGEST_BYTES = 32
-_FIELDS = ("seed", "counter", "episode_id", "entered_seq", "fresh")
-
-
-def slot_header(slot: Slot) -> dict[str, Any]:
-    """Return the header of an export: layout, version, place, settings."""
-    session = slot.session
-    return {
-        "layout": slot.lease.pool.digest,
-        "policy": session.policy.spec.name,
-        "version": session.policy.spec.version,
-        "last_action": None if slot.last_action is None else list(slot.last_action),
-        "settings": dataclasses.asdict(session.settings),
-        **{name: getattr(slot, name) for name in _FIELDS},
-    }
-
-
-def restore_slot(slot: Slot, header: Mapping[str, Any]) -> None:
-    """Take over the place, the random stream and the settings of an export.
-
-    Raises:
-        DataLossError: The header lacks a field.
-    """
-    try:
-        for name in _FIELDS:
-            setattr(slot, name, header[name])
-        last = header["last_action"]
-        slot.session.settings = Settings(**header["settings"])
-    except (KeyError, TypeError) as error:
-        raise DataLossError(f"the header of an exported state is not whole: {error}") from error
-    slot.last_action = None if last is None else tuple(last)
-    slot.seen_seq, slot.seen_episode = slot.entered_seq, slot.episode_id
 
 
 def export_state(engine: Engine, session: Session, done: Callable[[bytearray | None, Exception | None], None]) -> None:
@@ -68,7 +37,7 @@ class _Export:
     def __init__(self, engine: Engine, slot: Slot, done: Callable[[bytearray | None, Exception | None], None]) -> None:
         self._engine, self._slot, self._lease, self._done = engine, slot, slot.lease, done
         pool = slot.lease.pool
-        head = StateBlob.head(slot_header(slot), pool.sizes())
+        head = StateBlob.head(SlotRecord.of(slot).header(), pool.sizes())
         self._at = len(head)
         self._data = bytearray(len(head) + pool.bytes_per_slot + _DIGEST_BYTES)
         self._data[: self._at] = head
@@ -156,7 +125,7 @@ class _Import:
             return DataLossError("an exported state whose digest does not match its bytes")
         if self._lease.valid():
             try:
-                restore_slot(self._slot, self._blob.header)
+                SlotRecord.read(self._blob.header).restore(self._slot)
             except DataLossError as error:
                 return error
         return None

@@ -6,11 +6,12 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from playserve_services.inference.engine import Batch, BatchResult, Engine
+from playserve_services.inference.staging import Array
 from playserve_services.triton.front import TritonRuntime
 from playserve_services.triton.link import TritonLink
 
@@ -76,33 +77,39 @@ class TritonEngine(Engine):
         started, runtime = time.monotonic_ns(), batch.runtime
         assert isinstance(runtime, TritonRuntime)  # noqa: S101 - a front makes no other
         spec = runtime.spec
-        try:
-            answers = [
-                self._link.ask(spec.name, runtime.request(rows), version=spec.version, log_prob=batch.want_log_prob)
-                for rows in batch.rounds
-            ]
-        except Exception as error:  # noqa: BLE001 - logged, and handed to the core
-            self._failed(batch, error, started)
-            return
+        left, answers = len(batch.rounds), []
 
-        def returned(_: asyncio.Future[Any]) -> None:
+        def returned(answer: Mapping[str, Array] | Exception) -> None:
+            nonlocal left
+            answers.append(answer)
+            left -= 1
+            if left:  # answers come in order: with the last one all are there
+                return
             try:
-                rounds = [
-                    runtime.answer(rows, answer.result()) for rows, answer in zip(batch.rounds, answers, strict=True)
-                ]
+                rounds = [runtime.answer(rows, _found(a)) for rows, a in zip(batch.rounds, answers, strict=True)]
             except Exception as error:  # noqa: BLE001 - logged, and handed to the core
-                for answer in answers:
-                    answer.exception()  # a later round's is seen, too
                 self._failed(batch, error, started)
                 return
             result = BatchResult(rounds, None, started, time.monotonic_ns())
             self._next()
             self._on_result(batch, result)
 
-        # Answers come in order: with the last one all are there.
-        answers[-1].add_done_callback(returned)
+        try:
+            requests = [runtime.request(rows) for rows in batch.rounds]
+        except Exception as error:  # noqa: BLE001 - logged, and handed to the core
+            self._failed(batch, error, started)
+            return
+        for request in requests:
+            self._link.send(spec.name, request, returned, version=spec.version, log_prob=batch.want_log_prob)
 
     def _failed(self, batch: Batch, error: Exception, started_ns: int) -> None:
         _log.error("a batch of policy %s failed: %s", batch.runtime.spec.name, error)
         self._next()
         self._on_result(batch, BatchResult(None, error, started_ns, time.monotonic_ns()))
+
+
+def _found(answer: Mapping[str, Array] | Exception) -> Mapping[str, Array]:
+    """Return an answer, or raise what came instead."""
+    if isinstance(answer, Exception):
+        raise answer
+    return answer

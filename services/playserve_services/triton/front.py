@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -107,6 +107,11 @@ class TritonRuntime:
         )
         self._fixed = 0
 
+    @property
+    def heads(self) -> int:
+        """See `Runtime`."""
+        return self._heads
+
     def request(self, rows: Sequence[Row]) -> dict[str, Array]:
         """Return the tensors of a round."""
         if self._decoder is None:
@@ -118,7 +123,7 @@ class TritonRuntime:
             rows, self._inputs, self._heads, executed_BH=executed, instructions=given, first_slot=self.pool.first_slot
         )
 
-    def answer(self, rows: Sequence[Row], arrays: dict[str, Array]) -> Rows:
+    def answer(self, rows: Sequence[Row], arrays: Mapping[str, Array]) -> Rows:
         """Return what a round gave, from the tensors of its answer."""
         found = rows_of_answer(arrays)
         if self._decoder is not None:

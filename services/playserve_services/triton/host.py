@@ -31,6 +31,7 @@ from playserve_services.triton.tensors import (
     control_of,
     rows_of,
 )
+from playserve_services.validation import in_words
 from playserve_trainer.models.policy import INSTRUCTION
 from playserve_trainer.store import CheckpointStore, Entry
 
@@ -73,8 +74,7 @@ class HostSettings(BaseModel):
         try:
             return cls.model_validate(dict(given))
         except ValidationError as error:
-            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            raise BadSettingError(f"the model's parameters: {problems}") from error
+            raise BadSettingError(f"the model's parameters: {in_words(error.errors())}") from error
 
     def factory(self, *, translates: bool) -> RuntimeFactory:
         """Return what makes versions; see `TorchRuntime` for `translates`."""

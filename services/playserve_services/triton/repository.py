@@ -15,21 +15,19 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as triton
-from tritonclient.utils import np_to_triton_dtype
 
 from playserve.errors import StateError
 from playserve.files import write_text
-from playserve.specs import DesktopActionSpec, PolicySpec
+from playserve.specs import PolicySpec
 from playserve_services.inference.decoding import num_heads
 from playserve_services.triton.host import HostSettings
-from playserve_services.triton.sequences import TEXT
+from playserve_services.triton.sequence_config import add_input, add_output, describe_sequences, triton_dtype
 from playserve_services.triton.tensors import BLOB, CONTROL, INPUT, OUTPUT, ROW_TENSORS
 from playserve_trainer import checkpoint
 from playserve_trainer.checkpoint import MANIFEST_NAME, WEIGHTS_NAME
@@ -69,25 +67,21 @@ def export_batch(settings: HostSettings, out: Path, *, version: str = "") -> Pat
     heads = num_heads(spec, policy)
     config = _config(settings, "fronts of playserve")
     for name, dtype, per_head in ROW_TENSORS:
-        _input(config, name, np_to_triton_dtype(np.dtype(dtype)), (-1, heads) if per_head else (-1,))
+        add_input(config, name, triton_dtype(np.dtype(dtype)), (-1, heads) if per_head else (-1,))
     for tensor in spec.inputs:
-        _input(
-            config, INPUT + tensor.name, np_to_triton_dtype(tensor.numpy_dtype.newbyteorder("=")), (-1, *tensor.shape)
-        )
+        add_input(config, INPUT + tensor.name, triton_dtype(tensor.numpy_dtype), (-1, *tensor.shape))
     if (text := policy.context_inputs().get(INSTRUCTION)) is not None:
-        kind = np_to_triton_dtype(torch.empty(0, dtype=text.dtype).numpy().dtype)
-        _input(config, INPUT + INSTRUCTION, kind, (-1, *text.shape))
+        kind = triton_dtype(torch.empty(0, dtype=text.dtype).numpy().dtype)
+        add_input(config, INPUT + INSTRUCTION, kind, (-1, *text.shape))
     for name in (CONTROL, BLOB):
-        _input(config, name, "UINT8", (-1,))
-    _output(config, "actions", "INT64", (-1, heads))
-    _output(config, "log_probs", "FP32", (-1, heads))
-    _output(config, "values", "FP32", (-1,))
+        add_input(config, name, "UINT8", (-1,))
+    add_output(config, "actions", "INT64", (-1, heads))
+    add_output(config, "log_probs", "FP32", (-1, heads))
+    add_output(config, "values", "FP32", (-1,))
     for tensor in spec.outputs:
-        _output(
-            config, OUTPUT + tensor.name, np_to_triton_dtype(tensor.numpy_dtype.newbyteorder("=")), (-1, *tensor.shape)
-        )
+        add_output(config, OUTPUT + tensor.name, triton_dtype(tensor.numpy_dtype), (-1, *tensor.shape))
     for name in (CONTROL, BLOB):
-        _output(config, name, "UINT8", (-1,))
+        add_output(config, name, "UINT8", (-1,))
     return _write(config, out, "BatchModel")
 
 
@@ -105,30 +99,12 @@ def export_sequence(settings: HostSettings, out: Path, *, version: str = "") -> 
 
 
 def _sequence_config(settings: HostSettings, spec: PolicySpec, policy: Policy) -> triton.ModelConfig:
-    heads = num_heads(spec, policy)
     config = _config(settings, "plain Triton clients: one sequence an episode, one request a frame")
     config.max_batch_size = settings.max_batch
-    for tensor in spec.inputs:
-        kind = np_to_triton_dtype(tensor.numpy_dtype.newbyteorder("="))
-        _input(config, tensor.name, kind, tensor.shape or (1,), optional=False)
-        if not tensor.shape:
-            config.input[-1].reshape.SetInParent()  # Triton has no tensor without a dimension
-    if INSTRUCTION in policy.context_inputs():
-        _input(config, TEXT, "UINT8", (-1,))  # UTF-8
-        config.input[-1].allow_ragged_batch = True
-    _input(config, "seed", "UINT64", (1,))
-    _output(config, "action", "INT64", (heads,))
-    _output(config, "log_prob", "FP32", (heads,))
-    if isinstance(spec.action, DesktopActionSpec):
-        _output(config, "desktop_action", "UINT8", (-1,))  # UTF-8
-    batching = config.sequence_batching
-    batching.max_sequence_idle_microseconds = _IDLE_US
-    batching.oldest.max_candidate_sequences = settings.slots
-    batching.oldest.max_queue_delay_microseconds = _QUEUE_DELAY_US
-    for name, kind in (("START", "CONTROL_SEQUENCE_START"), ("END", "CONTROL_SEQUENCE_END")):
-        control = batching.control_input.add(name=name).control.add(kind=kind)
-        control.int32_false_true.extend((0, 1))
-    batching.control_input.add(name="CORRID").control.add(kind="CONTROL_SEQUENCE_CORRID", data_type="TYPE_UINT64")
+    describe_sequences(
+        config, spec, num_heads(spec, policy), sequences=settings.slots, idle_us=_IDLE_US,
+        queue_delay_us=_QUEUE_DELAY_US,
+    )  # fmt: skip
     return config
 
 
@@ -154,14 +130,6 @@ def _config(settings: HostSettings, whom: str) -> triton.ModelConfig:
         config.parameters[name].string_value = value
     config.parameters["serves"].string_value = whom
     return config
-
-
-def _input(config: triton.ModelConfig, name: str, kind: str, dims: Sequence[int], *, optional: bool = True) -> None:
-    config.input.add(name=name, data_type=f"TYPE_{kind}", dims=dims, optional=optional)
-
-
-def _output(config: triton.ModelConfig, name: str, kind: str, dims: Sequence[int]) -> None:
-    config.output.add(name=name, data_type=f"TYPE_{kind}", dims=dims)
 
 
 def _write(config: triton.ModelConfig, out: Path, name: str) -> Path:

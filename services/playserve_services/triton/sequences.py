@@ -20,11 +20,9 @@ from playserve_services.inference.runtime import Row, TorchRuntime
 from playserve_services.inference.sampling import derive_seed
 from playserve_services.inference.slots import SlotLease
 from playserve_services.inference.staging import Array
+from playserve_services.triton.sequence_config import ACTION, DESKTOP_ACTION, LOG_PROB
 
-__all__ = ["TEXT", "SequenceStep", "Sequences"]
-
-#: Input of a sequence that holds its instruction, UTF-8.
-TEXT = "instruction"
+__all__ = ["SequenceStep", "Sequences", "desktop_as_json"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +95,11 @@ class Sequences:
                 sequence.counter += 1
                 action = result.actions[i]
                 sequence.executed = tuple(action) if result.executed is None else result.executed[i]
-                outputs: dict[str, Array] = {"action": np.array(action, np.int64)}
+                outputs: dict[str, Array] = {ACTION: np.array(action, np.int64)}
                 if result.log_probs is not None:
-                    outputs["log_prob"] = result.log_probs[i].astype(np.float32)
+                    outputs[LOG_PROB] = result.log_probs[i].astype(np.float32)
                 if result.decoded is not None:
-                    outputs["desktop_action"] = _as_json(result.decoded[i])
+                    outputs[DESKTOP_ACTION] = desktop_as_json(result.decoded[i])
                 found[place] = outputs
                 if step.end:
                     self._leave(step.sequence)
@@ -129,7 +127,7 @@ class Sequences:
             state.lease.pool.release(state.lease)
 
 
-def _as_json(action: Action) -> Array:
+def desktop_as_json(action: Action) -> Array:
     """Return a desktop action as a JSON object, its UTF-8 in bytes: keys, buttons, mouse_dx_px, mouse_dy_px, scroll."""
     assert isinstance(action, DesktopAction)  # noqa: S101 - only such are decoded
     value = {name: getattr(action, name) for name in ("mouse_dx_px", "mouse_dy_px", "scroll")}

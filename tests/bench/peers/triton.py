@@ -35,6 +35,8 @@ _spec.loader.exec_module(_process)
 
 __all__ = ["TritonServer", "TritonUnavailableError", "install", "place", "write_sequence_policy"]
 
+_REPOSITORY = Path(__file__).resolve().parents[3]
+_SOURCES = ("proto", "client", "trainer", "services")
 _WHEEL = "nvidia-pytriton==0.7.0"
 _ROOT = "nvidia-pytriton-0.7.0"
 _WHEEL_GLOB = "nvidia_pytriton-0.7.0-*.whl"
@@ -155,7 +157,7 @@ def write_sequence_policy(
 
 
 class TritonServer:
-    """tritonserver over one model repository, as a context manager.
+    """tritonserver over one model repository, as a context manager; its models can import this source tree's packages.
 
     Args:
         model_dir: Model repository: ``NAME/config.pbtxt`` and ``NAME/1/model.py``. Every model in it is loaded.
@@ -203,7 +205,8 @@ class TritonServer:
         ]
         environment = {
             "LD_LIBRARY_PATH": ":".join([*libraries, os.environ.get("LD_LIBRARY_PATH", "")]).rstrip(":"),
-            "PYTHONPATH": ":".join(packages),
+            # Triton's interpreter reads no .pth files, by which an editable installation names its sources.
+            "PYTHONPATH": ":".join([*(str(_REPOSITORY / root) for root in _SOURCES), *packages]),
             # Several OpenMP threads in a model on a small machine only steal time from the server.
             "OMP_NUM_THREADS": "1",
             **self._env,

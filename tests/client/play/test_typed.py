@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from playserve.errors import BadSettingError
-from playserve.settings import MouseDecode, Sampling, SamplingMode
+from playserve.settings import Consent, MouseDecode, Sampling, SamplingMode
 from playserve_client.play.core import PlayCore, Rules
 from playserve_client.play.stats import PlayStats, percentiles
 from playserve_client.play.typed import HELP, Begin, Instruct, Line, Pause, Quit, Resume, Sample, Show, parse_line
@@ -60,6 +60,9 @@ def test_numbers_of_a_run_are_json() -> None:
     assert "20.0 Hz" in stats.line(core, "go")
     assert '"go"' in stats.line(core, "go")
     assert "waiting" in stats.line(core, "go")
+    assert "may be" not in stats.line(core, "go")
+    assert "may be watched" in PlayStats(lambda: 0.0, consent=Consent(watch=True)).line(core, "go")
+    assert "may be watched and recorded" in PlayStats(lambda: 0.0, consent=Consent(True, True)).line(core, "go")
     report = json.loads(json.dumps(stats.report(core)))
     assert report["frame_interval_ms"]["p50"] == pytest.approx(50)
     assert report["capture_to_applied_ms"]["max"] == pytest.approx(12)

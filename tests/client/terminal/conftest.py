@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import bz2
 import fcntl
-import json
 import os
 import pty
 import select
-import shutil
 import signal
 import struct
 import subprocess
@@ -23,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from chromium import browser, browser_process  # noqa: F401 - fixtures
 
 from playserve_client.nethack.tty import TtyChunk
 
@@ -174,130 +172,3 @@ def pseudo_terminal(tmp_path: Path) -> Iterator[Callable[..., PseudoTerminal]]:
     yield start
     for terminal in started:
         terminal.close()
-
-
-class Browser:
-    """Headless Chromium with one page, driven over its debugging pipe.
-
-    Args:
-        program: Its path.
-        profile: An empty folder.
-    """
-
-    def __init__(self, program: str, profile: Path) -> None:
-        here_read, there_write = os.pipe()
-        there_read, here_write = os.pipe()
-        # Chromium reads commands from 3 and answers on 4; ends of ours must not be in the way there.
-        ends = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (there_read, there_write)]
-        arguments = [
-            program, "--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", "--no-first-run",
-            "--disable-dev-shm-usage", "--disable-background-networking", f"--user-data-dir={profile}", "about:blank",
-        ]  # fmt: skip
-        null = os.open(os.devnull, os.O_RDWR)
-        actions = [(os.POSIX_SPAWN_DUP2, ends[0], 3), (os.POSIX_SPAWN_DUP2, ends[1], 4)]
-        actions += [(os.POSIX_SPAWN_DUP2, null, number) for number in (0, 1, 2)]
-        self._pid = os.posix_spawn(program, arguments, os.environ, file_actions=actions, setpgroup=0)
-        for end in (*ends, there_read, there_write, null):
-            os.close(end)
-        self._in, self._out, self._rest, self._number = here_read, here_write, b"", 0
-        self.requests: list[str] = []
-        self._session = ""
-        target = self._call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        self._call("Network.enable")
-        self._call("Page.enable")
-
-    def _call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        self._number += 1
-        message = {"id": self._number, "method": method, "params": parameters}
-        if self._session:
-            message["sessionId"] = self._session
-        os.write(self._out, json.dumps(message).encode() + b"\0")
-        while True:
-            answer = self._receive()
-            if answer.get("id") == self._number:
-                assert "error" not in answer, answer
-                result: dict[str, Any] = answer["result"]
-                return result
-            if answer.get("method") == "Network.requestWillBeSent":
-                self.requests.append(answer["params"]["request"]["url"])
-
-    def _receive(self) -> dict[str, Any]:
-        deadline = time.monotonic() + WAIT_S
-        while b"\0" not in self._rest:
-            left = deadline - time.monotonic()
-            assert left > 0, "no answer from the browser"
-            if select.select([self._in], [], [], left)[0]:
-                data = os.read(self._in, 1 << 20)
-                assert data, "the browser ended"
-                self._rest += data
-        message, _, self._rest = self._rest.partition(b"\0")
-        value: dict[str, Any] = json.loads(message)
-        return value
-
-    def open(self, page: Path, ready: str = "") -> None:
-        """Open a page and wait until its replays are ready, or until `ready` is true."""
-        self.requests.clear()
-        self._call("Page.navigate", url=page.as_uri())
-        deadline = time.monotonic() + WAIT_S
-        ready = ready or (
-            "document.readyState === 'complete' && document.querySelectorAll('.nhr').length > 0 && "
-            "[...document.querySelectorAll('.nhr')].every((replay) => replay.dataset.ready)"
-        )
-        while not self.run(ready):
-            assert time.monotonic() < deadline, self.run("document.body.innerText")
-            time.sleep(0.02)
-
-    def run(self, script: str) -> Any:
-        """Return the value of an expression in the page."""
-        answer = self._call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in answer, answer
-        return answer["result"].get("value")
-
-    def press(self, *keys: str) -> None:
-        """Press and release keys, by their DOM names."""
-        codes = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Home": 36, "End": 35, " ": 32}
-        for key in keys:
-            value: dict[str, Any] = {"key": key, "windowsVirtualKeyCode": codes.get(key, ord(key[0]))}
-            if len(key) == 1:
-                value["text"] = key
-            self._call("Input.dispatchKeyEvent", type="keyDown", **value)
-            self._call("Input.dispatchKeyEvent", type="keyUp", **{**value, "text": ""})
-
-    def screenshot(self, path: Path, width: int = 1000, height: int = 800) -> None:
-        self._call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
-        )  # fmt: skip
-        path.write_bytes(base64.b64decode(self._call("Page.captureScreenshot")["data"]))
-
-    def close(self) -> None:
-        self._session = ""
-        try:
-            self._call("Browser.close")
-        except (AssertionError, OSError):
-            os.killpg(self._pid, signal.SIGKILL)
-        os.waitpid(self._pid, 0)
-        os.close(self._in)
-        os.close(self._out)
-
-
-@pytest.fixture(scope="session")
-def browser_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Browser]]:
-    """Return a place for the one browser of the session, closed at its end."""
-    place: list[Browser] = []
-    yield place
-    for browser in place:
-        browser.close()
-
-
-@pytest.fixture
-def browser(
-    browser_process: list[Browser], require_program: Callable[[str], None], tmp_path_factory: pytest.TempPathFactory
-) -> Browser:
-    """Return headless Chromium; the test is skipped by name where there is none."""
-    require_program("chromium")
-    if not browser_process:
-        program = shutil.which("chromium")
-        assert program is not None
-        browser_process.append(Browser(program, tmp_path_factory.mktemp("chromium")))
-    return browser_process[0]

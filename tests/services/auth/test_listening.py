@@ -53,7 +53,7 @@ def test_who_may_not_listen_beyond_loopback(settings: dict[str, Any], missing: s
     [
         {"tls_cert": Path("c.pem")}, {"tls_key": Path("k.pem")}, {"tls_client_ca": Path("ca.pem")},
         {**TLS, "tls_client_scopes": "play"}, {"jwt_issuer": "i"}, {"jwt_jwks": "f"}, {"jwt_audience": "a"},
-        {"registry_key_file": Path("k")}, {"replica": "a"}, {"advertise": "a:1"},
+        {"registry_key_file": Path("k")}, {"replica": "a"}, {"advertise_admin": "a:1"},
     ],
 )  # fmt: skip
 def test_half_a_setting_is_refused(settings: dict[str, Any]) -> None:

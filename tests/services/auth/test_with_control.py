@@ -73,8 +73,12 @@ async def ended(session: Any) -> PlayserveError:
 
 async def test_keys_are_issued_and_revoked_and_a_replica_is_drained(plane: Plane, serve: Any, tmp_path: Path) -> None:
     file = tmp_path / "registry.key"
-    await asyncio.to_thread(file.write_text, plane.admin + "\n")
     headers = {"Authorization": f"Bearer {plane.admin}"}
+    async with httpx.AsyncClient(base_url=plane.url, headers=headers, timeout=30) as rest:
+        own = (
+            (await rest.post("/v1/keys", json={"principal": "fleet", "scopes": ["replica"]})).raise_for_status().json()
+        )
+    await asyncio.to_thread(file.write_text, own["key"] + "\n")
     async with (
         httpx.AsyncClient(base_url=plane.url, headers=headers, timeout=30) as rest,
         serve(

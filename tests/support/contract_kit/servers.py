@@ -86,12 +86,13 @@ class ServerProcess:
 
 
 @contextlib.contextmanager
-def serving(policies: Sequence[str], *flags: str, **env: str) -> Iterator[ServerProcess]:
+def serving(policies: Sequence[str], *flags: str, wrapper: Sequence[str] = (), **env: str) -> Iterator[ServerProcess]:
     """Start `playserve serve --port 0` and wait for its ready line; end it on the way out.
 
     Args:
         policies: Names of factories in contract_kit.served, each served under its own name.
         flags: More of the command line.
+        wrapper: A program that runs the rest of its command line, in place of itself.
         env: More of the environment.
     """
     named = [part for name in policies for part in ("--policy", f"{name}=contract_kit.served:{name}")]
@@ -99,7 +100,7 @@ def serving(policies: Sequence[str], *flags: str, **env: str) -> Iterator[Server
         stderr_path = Path(folder) / "stderr"
         with stderr_path.open("w") as stderr:
             process = subprocess.Popen(
-                playserve("serve", "--port", "0", *named, *flags),
+                [*wrapper, *playserve("serve", "--port", "0", *named, *flags)],
                 stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment(**env),
             )  # fmt: skip
         server = ServerProcess(process, stderr_path)

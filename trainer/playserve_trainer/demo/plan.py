@@ -121,7 +121,7 @@ FULL_PLAN = DemoPlan(
             # The first 500 steps of many games: an agent that is to score tens must know how games begin.
             steps=80_000,
             record_flags=("--max-steps", "500", "--epsilon", "0.05"),
-            minutes=3.4,
+            minutes=3.8,
             train_flags=("--eval-every-steps", "200"),
             episodes=32,
             argmax_episodes=2,

@@ -33,6 +33,7 @@ __all__ = [
     "LabelCounts",
     "Memory",
     "Policy",
+    "Ring",
     "Sampler",
     "StateTensor",
     "StepOutput",
@@ -61,11 +62,50 @@ Sampler = Callable[[Tensor, int], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
+class Ring:
+    """Where the steps of an episode write a memory tensor that keeps the last of them: in places along one axis.
+
+    Step t, counted from 0, writes the first `head` indices, and of the places behind them the one of t and the one of
+    t - 1, modulo `places`; nothing else, but the first step of an episode may write everything. So whoever copies a
+    slot while it plays knows what has changed since.
+
+    Attributes:
+        axis: Of a slot's row.
+        places: Number of places.
+        size: Indices of a place.
+        head: Indices before the first place.
+    """
+
+    axis: int
+    places: int
+    size: int = 1
+    head: int = 0
+
+    def written(self, begin: int, end: int) -> list[tuple[int, int]]:
+        """Return the ranges (first, last + 1) of indices that steps `begin` to `end` - 1 write; `begin` is not 0."""
+        if end <= begin:
+            return []
+        if end - begin >= self.places:
+            return [(0, self.head + self.places * self.size)]
+        first, last = (begin - 1) % self.places, (end - 1) % self.places
+        spans = [(first, last + 1)] if first <= last else [(0, last + 1), (first, self.places)]
+        ranges = [(self.head + a * self.size, self.head + b * self.size) for a, b in spans]
+        return [(0, self.head), *ranges] if self.head else ranges
+
+
+@dataclass(frozen=True, slots=True)
 class StateTensor:
-    """Shape and dtype of one slot's row of a memory tensor; a fresh memory is all zeros."""
+    """Shape and dtype of one slot's row of a memory tensor; a fresh memory is all zeros.
+
+    Attributes:
+        shape: Of the row.
+        dtype: Of the row.
+        ring: What a step writes of it; None: anything.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+    ring: Ring | None = None
 
 
 def layout_digest(family: str, layout: Mapping[str, StateTensor]) -> str:

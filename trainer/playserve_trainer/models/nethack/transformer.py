@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from playserve_trainer.models.nethack.attention import SlidingAttention
 from playserve_trainer.models.nethack.config import NetHackConfig
-from playserve_trainer.models.policy import Memory, StateTensor
+from playserve_trainer.models.policy import Memory, Ring, StateTensor
 
 __all__ = ["TransformerCore"]
 
@@ -40,7 +40,7 @@ class TransformerCore(nn.Module):
 
     def layout(self) -> dict[str, StateTensor]:
         """Return the memory tensors of one slot."""
-        ring = StateTensor((self.layers, self.context, self.width), torch.float32)
+        ring = StateTensor((self.layers, self.context, self.width), torch.float32, Ring(axis=1, places=self.context))
         return {"keys": ring, "values": ring, "steps": StateTensor((), torch.int64)}
 
     def forward(

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from playserve_trainer.models.p2p.tokens import ACTION_OUT, NEW_TOKENS
-from playserve_trainer.models.policy import Memory, StateTensor
+from playserve_trainer.models.policy import Memory, Ring, StateTensor
 
 __all__ = ["BatchRings", "Rings", "RowRings", "columns", "make_rings", "pool_name", "ring_layout"]
 
@@ -53,8 +53,13 @@ def ring_layout(
     histories: Sequence[int], heads: int, head_size: int, num_actions: int, dtype: torch.dtype
 ) -> dict[str, StateTensor]:
     """Return the memory tensors of one slot."""
+    size = ACTION_OUT + num_actions
     layout = {
-        pool_name(layer): StateTensor((2, heads, columns(history, num_actions), head_size), dtype)
+        pool_name(layer): StateTensor(
+            (2, heads, columns(history, num_actions), head_size),
+            dtype,
+            Ring(axis=2, places=history + 1, size=size, head=NEW_TOKENS),
+        )
         for layer, history in enumerate(histories)
     }
     return {**layout, _STEPS: StateTensor((), torch.int64)}

@@ -1,0 +1,1 @@
+"""The Open Inference Protocol, version 2, on our own port: plain tritonclient programs play sequences here."""
