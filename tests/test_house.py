@@ -188,6 +188,8 @@ def test_every_pin_of_the_project_is_in_the_constraints() -> None:
         match = re.match(r"([\w.-]+)(?:\[[^]]*\])?(?:==([\w.]+))?", entry)
         assert match is not None
         name = re.sub(r"[-_.]+", "-", match[1]).lower()
+        if name == "playserve":  # an extra that takes another one in
+            continue
         assert name in pinned, f"{name} is not in constraints.txt"
         assert match[2] in (None, pinned[name]), f"{entry}, but constraints.txt has {pinned[name]}"
 

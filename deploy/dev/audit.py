@@ -46,7 +46,7 @@ _NAMES = {
 _BETWEEN = r"\s+(?:AND|OR|WITH)\s+"
 _BETWEEN = r"\s+(?:AND|OR|WITH)\s+"
 #: Said neither by metadata nor by classifiers; read in the project's own LICENSE file.
-_READ = {"vizdoom": "MIT"}
+_READ = {"vizdoom": "MIT", "atheris": "Apache-2.0"}
 
 
 def pinned(path: Path = CONSTRAINTS) -> Iterator[tuple[str, str]]:

@@ -229,11 +229,15 @@ class _Sessions:
         self._threads = ThreadPoolExecutor(1)
         self._loop = asyncio.new_event_loop()
         self._handler = _Raise()
-        logging.getLogger("playserve_services").addHandler(self._handler)
 
     def play(self, data: bytes) -> None:
         """Feed a stream: messages, each with two bytes of length before it."""
-        self._loop.run_until_complete(self._play(_messages(data)))
+        log = logging.getLogger("playserve_services")
+        log.addHandler(self._handler)  # for so long only: other tests of this process log what they mean to
+        try:
+            self._loop.run_until_complete(self._play(_messages(data)))
+        finally:
+            log.removeHandler(self._handler)
 
     async def acquire(self, name: str, version: str = "") -> Any:
         """Stand in for the loader: everything that there is, is loaded."""

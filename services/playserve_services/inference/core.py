@@ -25,7 +25,6 @@ from playserve.errors import (
     StepFailedError,
     SupersededError,
 )
-from playserve_services.inference import transfer
 from playserve_services.inference.access import give_back, hand_over, lease_slots
 from playserve_services.inference.batcher import Batcher
 from playserve_services.inference.catalog import Catalog, LoadedPolicy
@@ -426,6 +425,8 @@ class InferenceCore:
             self.let_go(session)
             done(blob, error)
 
+        from playserve_services.inference import transfer  # it needs pydantic, which a bare machine with a GPU lacks
+
         transfer.export_state(self.engine, session, finish)
 
     def import_state(self, session: Session, data: bytes | bytearray, done: Callable[[Exception | None], None]) -> None:
@@ -439,6 +440,8 @@ class InferenceCore:
         def finish(error: Exception | None) -> None:
             self.let_go(session)
             done(error)
+
+        from playserve_services.inference import transfer  # as above
 
         transfer.import_state(self.engine, session, data, finish)
 

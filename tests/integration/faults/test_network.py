@@ -31,6 +31,7 @@ def test_slow_client(server: Any, metrics: Read, eventually: Any) -> None:
     options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1024)]
     with Bystander(server.address) as bystander, grpc.insecure_channel(server.address, options) as narrow:
         eventually(lambda: metrics(server)['playserve_sessions_open{policy="memory"}'] == 1, "the others to be gone")
+        eventually(lambda: metrics(server)["playserve_tasks"] > 0, "the server to have looked")
         before = metrics(server)
         session = Play(PolicyServiceStub(narrow).Play, open=ps.Open(policy="memory")).open()
         session.step(1)

@@ -154,11 +154,11 @@ async def test_health_needs_no_key_and_reflection_does(serve: Any, file: KeyFile
                 stub = health_pb2_grpc.HealthStub(channel)
                 answer = await stub.Check(health_pb2.HealthCheckRequest(service="readiness"), timeout=20)
                 assert answer.status == health_pb2.HealthCheckResponse.SERVING
-        assert await _reflect(server.port, ann) == 4
+        assert await _reflect(server.port, ann) == 5
         with pytest.raises(UnauthenticatedError):
             await _reflect(server.port, None)
     async with serve() as server:
-        assert await _reflect(server.port, None) == 4
+        assert await _reflect(server.port, None) == 5
 
 
 async def test_odd_metadata_is_refused(serve: Any, file: KeyFile, give: Give) -> None:

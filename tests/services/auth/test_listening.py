@@ -69,7 +69,7 @@ def test_what_a_certificate_alone_may_do() -> None:
     assert ServeSettings(**mutual, **KEYS, tls_client_scopes="admin, play").certificate_scopes == {
         Scope.ADMIN, Scope.PLAY
     }  # fmt: skip
-    with pytest.raises(ValidationError, match="scope 'root', wanted some of admin, play, publish, rollout"):
+    with pytest.raises(ValidationError, match="scope 'root', wanted some of admin, play, publish, replica, rollout"):
         ServeSettings(**mutual, tls_client_scopes="root")
 
 
