@@ -74,10 +74,9 @@ def _search(target: str, seconds: int, out: Path) -> str:
     return done.stderr
 
 
-@pytest.mark.parametrize("target", ["play_request", "session"])
-def test_what_a_short_search_finds(target: str, tmp_path: Path) -> None:
+def test_what_a_short_search_finds(tmp_path: Path) -> None:
     pytest.importorskip("atheris", reason="coverage-guided fuzzing")
-    log = _search(target, _SECONDS, tmp_path)
+    log = _search("play_request", _SECONDS, tmp_path)
     assert "stat::number_of_executed_units" in log
     assert not list(tmp_path.iterdir())
 
