@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import platform
 import secrets
+import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -67,11 +68,29 @@ class TlsConfig:
         Raises:
             BadSettingError: A file cannot be read, or only one of certificate and key is there.
         """
-        if (self.certificate is None) != (self.private_key is None):
-            raise BadSettingError("a client certificate and its private key go together; one of them is missing")
+        self._check_pair()
         return grpc.ssl_channel_credentials(
             _pem(self.root_certificates), _pem(self.private_key), _pem(self.certificate)
         )
+
+    def ssl_context(self) -> ssl.SSLContext:
+        """Return the same for HTTPS. `server_name` has no meaning there.
+
+        Raises:
+            BadSettingError: As :meth:`credentials`.
+        """
+        self._check_pair()
+        try:
+            context = ssl.create_default_context(cafile=self.root_certificates)
+            if self.certificate is not None:
+                context.load_cert_chain(self.certificate, self.private_key)
+        except OSError as error:  # ssl.SSLError is one
+            raise BadSettingError(f"cannot use the certificates: {error.strerror or error}") from error
+        return context
+
+    def _check_pair(self) -> None:
+        if (self.certificate is None) != (self.private_key is None):
+            raise BadSettingError("a client certificate and its private key go together; one of them is missing")
 
 
 #: False for plain text, True for the system's roots, certificates of one's own, or any credentials of gRPC's.
@@ -176,6 +195,24 @@ class ClientSettings:
             )
         return None
 
+    def channel(self, target: str = "") -> grpc.Channel:
+        """Return a channel to `target`; empty: to `address`.
+
+        Raises:
+            BadSettingError: See :meth:`credentials`.
+        """
+        credentials, options = self.credentials(target), self.options()
+        if credentials is None:
+            return grpc.insecure_channel(target or self.address, options)
+        return grpc.secure_channel(target or self.address, credentials, options)
+
+    def aio_channel(self, target: str = "") -> grpc.aio.Channel:
+        """Return a channel of grpc.aio's; otherwise as :meth:`channel`."""
+        credentials, options = self.credentials(target), self.options()
+        if credentials is None:
+            return grpc.aio.insecure_channel(target or self.address, options)
+        return grpc.aio.secure_channel(target or self.address, credentials, options)
+
     def options(self) -> list[tuple[str, Any]]:
         """Return the channel options. Frames are never compressed by gRPC: that costs more than it saves."""
         named = isinstance(self.tls, TlsConfig) and self.tls.server_name
@@ -192,7 +229,7 @@ class ClientSettings:
             # Each client its own connection, and quick new attempts: a resumed game waits for them.
             ("grpc.use_local_subchannel_pool", 1),
             ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", 2_000),
+            ("grpc.max_reconnect_backoff_ms", 1_000),
         ]
 
     def metadata(self, policy: str = "", route: str = "") -> Sequence[tuple[str, str]]:

@@ -290,12 +290,7 @@ class PolicyClient:
     def _dial(self, address: str | None) -> PolicyServiceStub:
         target = address or self._settings.targets[0]
         if target not in self._channels:
-            credentials, options = self._settings.credentials(target), self._settings.options()
-            self._channels[target] = (
-                grpc.insecure_channel(target, options)
-                if credentials is None
-                else grpc.secure_channel(target, credentials, options)
-            )
+            self._channels[target] = self._settings.channel(target)
         return PolicyServiceStub(self._channels[target])
 
     def _unary(self, method: str, request: Any, timeout_s: float | None) -> Any:

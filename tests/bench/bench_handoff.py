@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from handoff_policies import RATES_HZ
 from harness import BENCH_DIR, machine, report_console, run_async, wait_for_policy, write_json
 from peers.process import ServerProcess, free_port
 from rich.console import Console
@@ -35,8 +36,6 @@ from playserve.settings import ActionSource, Pace
 from playserve_client.aio import PolicyClient
 from playserve_client.aio.session import Session
 
-#: By name: steps a second of each session. A CPU does not carry 32 real p2p sessions at 20 Hz.
-FAMILIES = {"atari": 20.0, "lstm": 20.0, "transformer": 20.0, "p2p": 5.0, "ring": 20.0}
 BUDGET_MS = 50.0
 _BEFORE_S, _AFTER_S = 4.0, 1.0
 _GIVEN = re.compile(r"lives at \S+ now: (\d+) bytes, it stood still for ([\d.]+) ms")
@@ -106,7 +105,7 @@ def contender(family: str, port: int, peer: int, args: argparse.Namespace) -> Se
 
 async def measure(family: str, args: argparse.Namespace) -> dict[str, Any]:
     """Move all sessions of one family once."""
-    rate_hz = FAMILIES[family] if args.rate_hz is None else args.rate_hz
+    rate_hz = RATES_HZ[family] if args.rate_hz is None else args.rate_hz
     ports = free_port(), free_port()
     with contender(family, *ports, args) as here, contender(family, *reversed(ports), args) as there:
         for server in (here, there):
@@ -194,7 +193,7 @@ def main() -> int:
     """Run the benchmark; 1 where the budget is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--families", default=",".join(FAMILIES), help="by commas (default: %(default)s)")
+    add("--families", default=",".join(RATES_HZ), help="by commas (default: %(default)s)")
     add("--sessions", type=int, default=32, help="that move at once (default %(default)s)")
     add("--at-once", type=int, default=4, help="the server's --handoff-sessions (default %(default)s)")
     add("--rate-hz", type=float, help="steps a second of each session (default: the family's)")
@@ -203,9 +202,9 @@ def main() -> int:
     add("--out", type=Path, help="write the report there, as JSON")
     args = parser.parse_args()
     names = args.families.split(",")
-    unknown = sorted(set(names) - set(FAMILIES))
+    unknown = sorted(set(names) - set(RATES_HZ))
     if unknown:
-        parser.error(f"--families: {', '.join(unknown)}; there are {', '.join(FAMILIES)}")
+        parser.error(f"--families: {', '.join(unknown)}; there are {', '.join(RATES_HZ)}")
     console = report_console()
     report: dict[str, Any] = {"sessions": args.sessions, "at_once": args.at_once, "device": args.device}
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in names}

@@ -262,12 +262,7 @@ class PolicyClient:
     def _dial(self, address: str | None) -> PolicyServiceStub:
         target = address or self._settings.targets[0]
         if target not in self._channels:
-            credentials, options = self._settings.credentials(target), self._settings.options()
-            self._channels[target] = (
-                grpc.aio.insecure_channel(target, options)
-                if credentials is None
-                else grpc.aio.secure_channel(target, credentials, options)
-            )
+            self._channels[target] = self._settings.aio_channel(target)
         return PolicyServiceStub(self._channels[target])
 
     async def _unary(self, method: str, request: Any, timeout_s: float | None) -> Any:

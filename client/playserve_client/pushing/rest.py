@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import ssl
 import urllib.parse
 from collections.abc import Iterator, Mapping
 from types import TracebackType
@@ -80,7 +79,7 @@ class ControlRest:
         self._connection: http.client.HTTPConnection
         if parts.scheme == "https":
             self._connection = http.client.HTTPSConnection(
-                parts.hostname, parts.port, timeout=timeout_s, context=_context(tls or TlsConfig())
+                parts.hostname, parts.port, timeout=timeout_s, context=(tls or TlsConfig()).ssl_context()
             )
         else:
             self._connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout_s)
@@ -158,18 +157,6 @@ class ControlRest:
             self._connection.close()  # what is left of an answer must not be taken for the next one
             reason = getattr(error, "strerror", None) or getattr(error, "verify_message", None) or error
             raise ServerUnavailableError(f"{self._where}: {type(error).__name__}: {reason}") from error
-
-
-def _context(tls: TlsConfig) -> ssl.SSLContext:
-    if (tls.certificate is None) != (tls.private_key is None):
-        raise BadSettingError("a client certificate and its private key go together; one of them is missing")
-    try:
-        context = ssl.create_default_context(cafile=tls.root_certificates)
-        if tls.certificate is not None:
-            context.load_cert_chain(tls.certificate, tls.private_key)
-    except OSError as error:  # ssl.SSLError is one
-        raise BadSettingError(f"cannot use the certificates: {error.strerror or error}") from error
-    return context
 
 
 def _problem(status: int, body: bytes) -> PlayserveError:

@@ -96,12 +96,7 @@ class Watcher:
             address=address, api_key=api_key, allow_insecure_key=allow_insecure_key, tls=tls, timeout_s=timeout_s
         )
         self._metrics_url, self._policy, self._clock = metrics_url, policy, clock
-        credentials, options = self._settings.credentials(), self._settings.options()
-        self._channel = (
-            grpc.insecure_channel(address, options)
-            if credentials is None
-            else grpc.secure_channel(address, credentials, options)
-        )
+        self._channel = self._settings.channel()
         self._before: Snapshot | None = None
         self._since: str | None = None
 

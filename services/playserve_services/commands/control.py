@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from playserve.errors import BadSettingError, StateError
+from playserve_services.commands.issuer import add_issuer_flags
 
 if TYPE_CHECKING:
     from playserve_services.control.settings import ControlSettings
@@ -74,10 +75,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="whether calls need API keys or tokens (default: beyond loopback, and where there is an issuer)",
     )
-    add("--jwt-issuer", metavar="ISS", help="take JSON Web Tokens of this issuer beside keys")
-    add("--jwt-audience", metavar="AUD", help="audience that they must name")
-    add("--jwt-jwks", metavar="FILE|URL", help="the issuer's public keys")
-    add("--jwt-leeway-s", type=float, metavar="S", help="how far the issuer's clock may be off (default 10)")
+    add_issuer_flags(parser)
     add("--max-upload-mb", type=int, metavar="MIB", help="largest checkpoint (default 8192)")
     add("--recordings", metavar="URL", help="folder or URL of uploaded recordings (default: recordings in --data)")
     add("--max-recording-mb", type=int, metavar="MIB", help="largest recording (default 8192)")

@@ -12,6 +12,7 @@ from typing import Any
 
 from playserve.errors import BadSettingError
 from playserve.specs import check_policy_name
+from playserve_services.commands.issuer import add_issuer_flags
 
 __all__ = ["SUMMARY", "configure", "run"]
 
@@ -91,10 +92,7 @@ def _add_security(parser: argparse.ArgumentParser) -> None:
         help="scopes of callers with a certificate and no key (default: play,rollout, or none where there are keys)",
     )
     add("--keys", metavar="FILE", help="file of API keys (playserve keys issue); read again when it changes")
-    add("--jwt-issuer", metavar="ISS", help="take JSON Web Tokens of this issuer")
-    add("--jwt-audience", metavar="AUD", help="audience that they must name")
-    add("--jwt-jwks", metavar="FILE|URL", help="the issuer's public keys")
-    add("--jwt-leeway-s", type=float, help="how far the issuer's clock may be off (default 10, at most 25)")
+    add_issuer_flags(group)
     add("--anonymous", action="store_true", default=None, help="serve callers without a key, too, for play and rollout")
 
 

@@ -9,7 +9,6 @@ from starlette.concurrency import run_in_threadpool
 from playserve.errors import BadSettingError, UnauthenticatedError
 from playserve_services.auth.keys import check_key, parse_key
 from playserve_services.auth.principal import Anonymous, Authenticator, AuthMethod, Credentials, FirstOf, Principal
-from playserve_services.auth.tokens import Jwts, TokenRules, jwks_at
 from playserve_services.control.database import Database
 from playserve_services.control.models import ApiKeyRow
 from playserve_services.control.repository.audit import now
@@ -28,9 +27,8 @@ def authenticator_of(settings: ControlSettings, database: Database) -> Authentic
     if not settings.keys_required:
         return _Anybody()
     found: list[Authenticator] = [RegistryKeys(database)]
-    if settings.jwt_issuer:
-        rules = TokenRules(issuer=settings.jwt_issuer, audience=settings.jwt_audience, leeway_s=settings.jwt_leeway_s)
-        found.append(Jwts(rules, jwks_at(settings.jwt_jwks)))
+    if tokens := settings.tokens():
+        found.append(tokens)
     return FirstOf(found)
 
 

@@ -99,13 +99,7 @@ class Fleet:
 
     def _call(self, replica: Replica, function: Callable[[Any], T]) -> T:
         settings = self.settings_for(replica)
-        credentials = settings.credentials()
-        channel = (
-            grpc.insecure_channel(settings.address, settings.options())
-            if credentials is None
-            else grpc.secure_channel(settings.address, credentials, settings.options())
-        )
-        with channel:
+        with settings.channel() as channel:
             try:
                 return function(_Authorized(AdminServiceStub(channel), settings.metadata()))
             except grpc.RpcError as error:

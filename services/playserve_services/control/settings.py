@@ -8,12 +8,13 @@ from typing import Literal
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from playserve_services.auth.issuer import IssuerSettings
 from playserve_services.auth.loopback import is_loopback
 
 __all__ = ["ControlSettings"]
 
 
-class ControlSettings(BaseSettings):
+class ControlSettings(IssuerSettings, BaseSettings):
     """One control plane. Every field is a variable PLAYSERVE_CONTROL_<NAME>, most are flags, too."""
 
     model_config = SettingsConfigDict(env_prefix="PLAYSERVE_CONTROL_", extra="forbid", frozen=True)
@@ -43,14 +44,6 @@ class ControlSettings(BaseSettings):
     require_keys: bool | None = None
     """Whether every call needs an API key or a token; none: not on loopback or with insecure_listen, unless there is an
     issuer, else yes."""
-    jwt_issuer: str = ""
-    """Issuer whose JSON Web Tokens are taken beside keys; empty: none. With jwt_audience and jwt_jwks."""
-    jwt_audience: str = ""
-    """Audience that a token must name."""
-    jwt_jwks: str = ""
-    """The issuer's public keys: a file, or a URL (https, or http to loopback)."""
-    jwt_leeway_s: float = Field(10.0, ge=0, le=25)
-    """How far the issuer's clock may be off."""
     max_upload_mb: int = Field(8192, ge=1)
     """Largest checkpoint that is taken, in MiB."""
     max_recording_mb: int = Field(8192, ge=1)
@@ -86,8 +79,7 @@ class ControlSettings(BaseSettings):
 
     @model_validator(mode="after")
     def _together(self) -> ControlSettings:
-        for names in (("tls_cert", "tls_key"), ("replica_tls_cert", "replica_tls_key"),
-                      ("jwt_issuer", "jwt_audience", "jwt_jwks")):  # fmt: skip
+        for names in (("tls_cert", "tls_key"), ("replica_tls_cert", "replica_tls_key")):
             missing = [name for name in names if not getattr(self, name)]
             if missing and len(missing) < len(names):
                 raise ValueError(f"{', '.join(names)} go together; there is no {', no '.join(missing)}")

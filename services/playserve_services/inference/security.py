@@ -18,7 +18,6 @@ from playserve_services.auth.keys import Scope
 from playserve_services.auth.loopback import is_loopback
 from playserve_services.auth.principal import Anonymous, Authenticator, FirstOf, OpenDoor
 from playserve_services.auth.quotas import Accounts
-from playserve_services.auth.tokens import Jwts, TokenRules, jwks_at
 from playserve_services.inference.settings import ServeSettings
 from playserve_services.inference.tls import CertificateFiles, ServerTls
 
@@ -129,11 +128,8 @@ class Security:
         found: list[Authenticator] = []
         if settings.keys is not None or settings.registry:
             found.append(ApiKeys(self.ring))
-        if settings.jwt_issuer:
-            rules = TokenRules(
-                issuer=settings.jwt_issuer, audience=settings.jwt_audience, leeway_s=settings.jwt_leeway_s
-            )
-            found.append(Jwts(rules, jwks_at(settings.jwt_jwks)))
+        if tokens := settings.tokens():
+            found.append(tokens)
         if settings.tls_client_ca is not None and settings.certificate_scopes:
             found.append(Certificates(settings.certificate_scopes))
         if settings.anonymous:

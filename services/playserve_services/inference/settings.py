@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from playserve_services.auth.issuer import IssuerSettings
 from playserve_services.auth.keys import Scope
 from playserve_services.auth.loopback import is_loopback
 from playserve_services.inference.core import CoreLimits
@@ -26,7 +27,7 @@ def parse_scopes(text: str) -> frozenset[Scope]:
     return frozenset(Scope(word) for word in words)
 
 
-class ServeSettings(BaseSettings):
+class ServeSettings(IssuerSettings, BaseSettings):
     """One inference server. Every field is a flag of `playserve serve` and a variable PLAYSERVE_<NAME>."""
 
     model_config = SettingsConfigDict(env_prefix="PLAYSERVE_", extra="forbid", frozen=True)
@@ -57,14 +58,6 @@ class ServeSettings(BaseSettings):
     Empty: play,rollout where certificates are the only credentials, else none."""
     keys: Path | None = None
     """File of API keys (`playserve keys issue`); read again when it changes."""
-    jwt_issuer: str = ""
-    """Issuer whose JSON Web Tokens are taken; empty: none. With jwt_audience and jwt_jwks."""
-    jwt_audience: str = ""
-    """Audience that a token must name."""
-    jwt_jwks: str = ""
-    """The issuer's public keys: a file, or a URL (https, or http to loopback)."""
-    jwt_leeway_s: float = Field(10.0, ge=0, le=25)
-    """How far the issuer's clock may be off. What runs ends so much later than its token, and within 30 s."""
     anonymous: bool = False
     """Where there are keys, serve callers without one, too, for play and rollout, as "anonymous"; on loopback,
     where the keys are only the registry's, for everything."""
@@ -170,8 +163,7 @@ class ServeSettings(BaseSettings):
     def _together(self) -> ServeSettings:
         for first, second in (
             ("tls_cert", "tls_key"), ("tls_key", "tls_cert"), ("tls_client_ca", "tls_cert"),
-            ("tls_client_scopes", "tls_client_ca"), ("jwt_issuer", "jwt_audience"), ("jwt_issuer", "jwt_jwks"),
-            ("jwt_audience", "jwt_issuer"), ("jwt_jwks", "jwt_issuer"), ("registry_key_file", "registry"),
+            ("tls_client_scopes", "tls_client_ca"), ("registry_key_file", "registry"),
             ("registry_ca", "registry"), ("registry_cache", "registry"), ("replica", "registry"),
             ("advertise_admin", "registry"),
         ):  # fmt: skip

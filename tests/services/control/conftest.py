@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
-import subprocess
-import tempfile
-import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from throwaway_postgres import Postgres, postgres
 
 from playserve_services.auth.keys import Scope
 from playserve_services.control.app import create_app
@@ -28,55 +24,17 @@ from playserve_services.control.repository.policies import VersionFacts, registe
 from playserve_services.control.settings import ControlSettings
 
 
-def _binaries() -> Path | None:
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    on_path = shutil.which("initdb")
-    return found[-1].parent if found else Path(on_path).parent if on_path else None
-
-
-def _as_user(command: list[str]) -> list[str]:
-    """PostgreSQL refuses root."""
-    return ["runuser", "-u", "postgres", "--", *command] if os.geteuid() == 0 else command
-
-
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[str]:
-    """Return the URL of a real PostgreSQL, without a database; skip by name where there is none."""
-    binaries = _binaries()
-    if binaries is None:
-        pytest.skip("missing system dependency: postgresql")
-    if os.geteuid() == 0 and not shutil.which("runuser"):
-        pytest.skip("missing system dependency: runuser (PostgreSQL refuses root)")
-    with tempfile.TemporaryDirectory(prefix="playserve-pg-") as name:
-        folder = Path(name)
-        if os.geteuid() == 0:
-            shutil.chown(folder, "postgres")
-        data, log = folder / "data", folder / "log"
-
-        def run(*command: str) -> None:
-            done = subprocess.run(_as_user([str(binaries / command[0]), *command[1:]]), cwd=folder, check=False,
-                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60)  # fmt: skip
-            assert done.returncode == 0, done.stdout
-
-        run("initdb", "-D", str(data), "-A", "trust", "-U", "playserve", "--no-sync", "-E", "UTF8", "--locale=C")
-        options = f"-c listen_addresses= -c unix_socket_directories={folder} -c fsync=off"
-        # pg_ctl's server must not hold our pipe.
-        run("pg_ctl", "-D", str(data), "-l", str(log), "-w", "-o", options, "start")
-        try:
-            yield f"postgresql://playserve@/{{name}}?host={folder}"
-        finally:
-            run("pg_ctl", "-D", str(data), "-m", "immediate", "-w", "stop")
+def cluster() -> Iterator[Postgres]:
+    """Return a real PostgreSQL; skip by name where there is none."""
+    with postgres() as running:
+        yield running
 
 
 @pytest.fixture
-def postgres_url(cluster: str) -> str:
+def postgres_url(cluster: Postgres) -> str:
     """Return the URL of a new, empty database."""
-    import psycopg
-
-    name = f"test_{uuid.uuid4().hex}"
-    with psycopg.connect(cluster.format(name="postgres"), autocommit=True) as connection:
-        connection.execute(f'CREATE DATABASE "{name}"'.encode())
-    return cluster.format(name=name)
+    return cluster.new_database()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -101,7 +101,7 @@ async def events(
 
 
 async def _events(settings: ClientSettings, session_id: str, policy: str) -> AsyncIterator[str]:
-    async with _channel(settings) as channel:
+    async with settings.aio_channel() as channel:
         stub: Any = AdminServiceStub(channel)
         metadata = settings.metadata()
         status = await stub.GetStatus(ad.GetStatusRequest(), timeout=_STATUS_TIMEOUT_S, metadata=metadata)
@@ -126,13 +126,6 @@ async def _events(settings: ClientSettings, session_id: str, policy: str) -> Asy
             reader.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await reader
-
-
-def _channel(settings: ClientSettings) -> grpc.aio.Channel:
-    credentials = settings.credentials()
-    if credentials is None:
-        return grpc.aio.insecure_channel(settings.address, settings.options())
-    return grpc.aio.secure_channel(settings.address, credentials, settings.options())
 
 
 def _spec(status: ad.GetStatusResponse, policy: str) -> PolicySpec:

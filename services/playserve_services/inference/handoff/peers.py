@@ -15,6 +15,7 @@ from playserve.errors import PlayserveError, from_rpc_error
 from playserve.v1 import policy_service_pb2 as ps
 from playserve.v1.policy_service_pb2_grpc import PolicyServiceStub
 from playserve.v1.state_transfer_service_pb2_grpc import StateTransferServiceStub
+from playserve_client.channels import ClientSettings, Tls, TlsConfig
 from playserve_services.inference.settings import ServeSettings
 
 __all__ = ["Peer", "Peers", "Place", "fitting"]
@@ -132,21 +133,15 @@ class Peers:
 
     def _dial(self, address: str) -> grpc.aio.Channel:
         settings = self._settings
-        options: list[tuple[str, Any]] = [
-            ("grpc.max_receive_message_length", settings.max_message_bytes),
-            ("grpc.max_send_message_length", -1),
-            ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", 1_000),
-        ]
-        if settings.tls_cert is None or settings.tls_key is None:
-            return grpc.aio.insecure_channel(address, options)
-        if settings.peers_name:
-            options.append(("grpc.ssl_target_name_override", settings.peers_name))
-        roots = settings.peers_ca or settings.tls_client_ca
-        credentials = grpc.ssl_channel_credentials(
-            None if roots is None else roots.read_bytes(), settings.tls_key.read_bytes(), settings.tls_cert.read_bytes()
-        )
-        return grpc.aio.secure_channel(address, credentials, options)
+        tls: Tls = False
+        if settings.tls_cert is not None and settings.tls_key is not None:
+            tls = TlsConfig(
+                root_certificates=settings.peers_ca or settings.tls_client_ca,
+                certificate=settings.tls_cert,
+                private_key=settings.tls_key,
+                server_name=settings.peers_name,
+            )
+        return ClientSettings(address=address, tls=tls, max_message_bytes=settings.max_message_bytes).aio_channel()
 
 
 def fitting(peers: Sequence[Peer], place: Place) -> list[Peer]:
