@@ -57,7 +57,7 @@ def test_who_may_not_listen_beyond_loopback(settings: dict[str, Any], missing: s
     ],
 )  # fmt: skip
 def test_half_a_setting_is_refused(settings: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match="says nothing without the other|go together"):
+    with pytest.raises(ValidationError, match=r"says nothing without the other|go together"):
         ServeSettings(**settings)
 
 
