@@ -34,7 +34,7 @@ class Batcher:
             starve it for ever.
         live_dispatch_ns: While live sessions are open, no batch that holds lockstep slots may be expected to take
             longer than this, since a live frame may arrive just after it has begun; half of it where live slots share
-            the batch. And no batch at all while sessions move, since one that stands still waits for it.
+            the batch.
     """
 
     def __init__(self, max_batch: int, lockstep_patience_ns: int, live_dispatch_ns: int) -> None:
@@ -74,14 +74,8 @@ class Batcher:
         slot.queued = False
         self.waiting -= 1
 
-    def pick(self, now_ns: int, live_open: bool, moving: bool = False) -> tuple[LoadedPolicy, list[Slot]] | None:
-        """Take the slots of the next batch: one version, at least one slot; None when nothing is ready.
-
-        Args:
-            now_ns: Monotonic time.
-            live_open: Whether live sessions are open.
-            moving: Whether sessions are on their way to or from another server.
-        """
+    def pick(self, now_ns: int, live_open: bool) -> tuple[LoadedPolicy, list[Slot]] | None:
+        """Take the slots of the next batch: one version, at least one slot; None when nothing is ready."""
         best: LoadedPolicy | None = None
         best_ns = 0
         slack_ns = 1 << 62
@@ -97,17 +91,15 @@ class Batcher:
                 best, best_ns = policy, head_ns
         if best is None:
             return None
-        return best, self._fill(best, slack_ns, live_open, moving)
+        return best, self._fill(best, slack_ns, live_open)
 
-    def _fill(self, policy: LoadedPolicy, slack_ns: int, live_open: bool, moving: bool) -> list[Slot]:
+    def _fill(self, policy: LoadedPolicy, slack_ns: int, live_open: bool) -> list[Slot]:
         queue, model, most = self._queues[policy], policy.time_model, self._max_batch
         # A batch that is late whatever its size is made as big as it can be: that is what catches up.
         late = model.predict(1) * 1e9 > slack_ns
         live_limit = most if late else model.max_rows(slack_ns / 1e9, most)
-        if moving:
-            live_limit = min(live_limit, model.max_rows(self._live_dispatch_ns / 1e9, most))
         lockstep_limit = 0 if late else live_limit
-        if live_open or moving:
+        if live_open:
             lockstep_limit = min(lockstep_limit, model.max_rows(self._live_dispatch_ns / 1e9, most))
         overdue = bool(queue.lockstep) and (not queue.live or queue.lockstep[0][0] < queue.live[0][0])
         if overdue:  # one lockstep slot has a place, come what may

@@ -318,7 +318,7 @@ class InferenceCore:
     def pump(self) -> None:
         """Hand the engine its next batch, if it is free and something waits."""
         while self._in_engine == 0 and self._batcher.waiting:
-            picked = self._batcher.pick(self._clock_ns(), self._live_open > 0, self.moves.under_way)
+            picked = self._batcher.pick(self._clock_ns(), self._live_open > 0)
             if picked is None:
                 return
             policy, slots = picked

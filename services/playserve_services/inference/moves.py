@@ -6,8 +6,7 @@ and then it leaves (:meth:`Moves.leave`), or stays and goes on as if nothing had
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -48,21 +47,6 @@ class Moves:
         self._window_ns = window_ns
         self._gone: dict[bytes, tuple[str, NewHome, int]] = {}  # by the token of before: principal, where, until
         self._watchers: dict[str, list[Callable[[], None]]] = {}
-        self._transfers = 0
-
-    @property
-    def under_way(self) -> bool:
-        """Whether a transfer from or to another server goes on."""
-        return self._transfers > 0
-
-    @contextlib.contextmanager
-    def transfer(self) -> Iterator[None]:
-        """Count a transfer, from its offer to its end."""
-        self._transfers += 1
-        try:
-            yield
-        finally:
-            self._transfers -= 1
 
     def __len__(self) -> int:
         """Return of how many sessions it is told where they have gone."""

@@ -127,26 +127,3 @@ def test_a_late_live_batch_is_as_big_as_it_can_be(make_rig: Any) -> None:
         rig.step(session, 1)
     rig.engine.run_all()
     assert sizes == [1, 8]
-
-
-def test_no_batch_is_long_while_a_session_moves(make_rig: Any) -> None:
-    rig = make_rig(slots=70, max_batch=64, limits=CoreLimits(live_dispatch_ns=10 * MS))
-    policy = rig.load("hash", live_skip())
-    teach(policy, 0.001, 0.001)
-    sessions = [rig.open(policy, live=True, rate_hz=1.0) for _ in range(33)]
-    sizes: list[int] = []
-    submit = rig.engine.submit
-    rig.engine.submit = lambda batch: (sizes.append(len(batch.rounds[0])), submit(batch))[1]
-
-    def burst(seq: int) -> list[int]:
-        sizes.clear()
-        for session in sessions:  # the first one occupies the engine while the others arrive
-            rig.step(session, seq)
-        rig.engine.run_all()
-        teach(policy, 0.001, 0.001)
-        return list(sizes)
-
-    assert burst(1) == [1, 32]
-    with rig.core.moves.transfer():
-        assert max(burst(2)) in (8, 9)
-    assert burst(3) == [1, 32]

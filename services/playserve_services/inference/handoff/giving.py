@@ -75,10 +75,6 @@ class Giver:
         Raises:
             PlayserveError: Why it stays.
         """
-        with self._core.moves.transfer():
-            return await self._give(session, peer)
-
-    async def _give(self, session: Session, peer: Peer) -> Given:
         moves = self._core.moves
         moves.begin(session)
         call: Any = None

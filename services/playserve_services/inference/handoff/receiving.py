@@ -78,10 +78,6 @@ class StateTransferServicer(state_transfer_service_pb2_grpc.StateTransferService
 
     async def TransferState(self, request_iterator: Any, context: Context) -> None:  # type: ignore[override]
         """Take one session, or refuse it; then it stays where it is."""
-        with self._core.moves.transfer():
-            await self._take(context)
-
-    async def _take(self, context: Context) -> None:
         reader = _Reader(context)
         lease: SlotLease | None = None
         session: Session | None = None
