@@ -117,6 +117,9 @@ async def measure(family: str, args: argparse.Namespace) -> dict[str, Any]:
                 session = await stack.enter_async_context(client.play(family, pace=Pace.LIVE, seed=n, rate_hz=rate_hz))
                 seen.append(Played())
                 playing.append(asyncio.create_task(play(session, rate_hz, over, seen[-1])))
+            async with asyncio.timeout(120):  # the first step of a large memory touches all of it
+                while not all(played.ages for played in seen):  # noqa: ASYNC110 - they tell nobody
+                    await asyncio.sleep(0.02)
             await asyncio.sleep(_BEFORE_S)
             signalled = time.monotonic()
             os.kill(here.pid, signal.SIGTERM)

@@ -17,7 +17,7 @@ __all__ = ["RATES_HZ", "atari", "lstm", "p2p", "ring", "transformer"]
 
 #: By name: steps a second of each session. Two cores do not carry 32 sessions of the larger ones at 20 Hz, and a server
 #: that is behind with its answers says nothing of what a move costs.
-RATES_HZ: Mapping[str, float] = {"atari": 20.0, "lstm": 20.0, "transformer": 5.0, "p2p": 2.0, "ring": 5.0}
+RATES_HZ: Mapping[str, float] = {"atari": 20.0, "lstm": 20.0, "transformer": 5.0, "p2p": 2.0, "ring": 20.0}
 
 _STEPS = "steps"
 

@@ -120,7 +120,7 @@ global___StateHeader = StateHeader
 
 @typing.final
 class StateChunk(google.protobuf.message.Message):
-    """A piece of an exported state. A chunk at offset 0 starts a newer export, which replaces the one before."""
+    """A piece of an exported state. A chunk at offset 0 starts a newer export; it says itself which one it changes."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

@@ -47,7 +47,8 @@ class StateTransferServiceServicer(object):
     """
 
     def TransferState(self, request_iterator, context):
-        """One session: header, chunks of a snapshot while it still plays, chunks of the final state, commit.
+        """One session: header, chunks of a snapshot and of what is written meanwhile while it still plays, chunks of the
+        final state, commit.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

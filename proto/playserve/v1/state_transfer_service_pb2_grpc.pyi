@@ -25,7 +25,9 @@ class StateTransferServiceStub:
         playserve.v1.state_transfer_service_pb2.TransferStateRequest,
         playserve.v1.state_transfer_service_pb2.TransferStateResponse,
     ]
-    """One session: header, chunks of a snapshot while it still plays, chunks of the final state, commit."""
+    """One session: header, chunks of a snapshot and of what is written meanwhile while it still plays, chunks of the
+    final state, commit.
+    """
 
 class StateTransferServiceAsyncStub:
     """Spoken between replicas only."""
@@ -34,7 +36,9 @@ class StateTransferServiceAsyncStub:
         playserve.v1.state_transfer_service_pb2.TransferStateRequest,
         playserve.v1.state_transfer_service_pb2.TransferStateResponse,
     ]
-    """One session: header, chunks of a snapshot while it still plays, chunks of the final state, commit."""
+    """One session: header, chunks of a snapshot and of what is written meanwhile while it still plays, chunks of the
+    final state, commit.
+    """
 
 class StateTransferServiceServicer(metaclass=abc.ABCMeta):
     """Spoken between replicas only."""
@@ -45,6 +49,8 @@ class StateTransferServiceServicer(metaclass=abc.ABCMeta):
         request_iterator: _MaybeAsyncIterator[playserve.v1.state_transfer_service_pb2.TransferStateRequest],
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[playserve.v1.state_transfer_service_pb2.TransferStateResponse], collections.abc.AsyncIterator[playserve.v1.state_transfer_service_pb2.TransferStateResponse]]:
-        """One session: header, chunks of a snapshot while it still plays, chunks of the final state, commit."""
+        """One session: header, chunks of a snapshot and of what is written meanwhile while it still plays, chunks of the
+        final state, commit.
+        """
 
 def add_StateTransferServiceServicer_to_server(servicer: StateTransferServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -17,7 +17,7 @@ from rig import Rig
 
 from playserve.actions import DesktopAction
 from playserve.errors import DataLossError, LayoutMismatchError
-from playserve_services.inference.handoff.exports import LastExport, SnapshotReader, snapshot_head
+from playserve_services.inference.handoff.exports import Delta, LastExport, SnapshotReader, snapshot_head
 from playserve_services.inference.record import SlotRecord
 from playserve_services.inference.sessions import DroppedStep, Frame, Session, Settings
 from playserve_services.inference.slots import Part, SlotPool, StateBlob
@@ -164,6 +164,22 @@ def test_a_record_that_is_not_whole_is_refused(field: str) -> None:
         SlotRecord.read({name: value for name, value in header.items() if name != field})
 
 
+def test_a_delta_is_checked_before_any_of_it_counts() -> None:
+    pool = SlotPool("ring", LAYOUT, 1)
+    parts = [(part, bytes(pool.part_bytes(part))) for part in pool.written(5, 6)]
+    data, digest = Delta("ab", parts).pack()
+    again, same = Delta.unpack(data, pool)
+    assert (again.follows, same) == ("ab", digest)
+    assert [(part, bytes(content)) for part, content in again.parts] == parts
+    for damaged in (data[:-1], data[:60] + b"?" + data[61:], b""):
+        with pytest.raises(DataLossError):
+            Delta.unpack(damaged, pool)
+    with pytest.raises(DataLossError, match="neither"):
+        Delta.unpack(Delta("", parts).pack()[0], pool)
+    with pytest.raises(LayoutMismatchError):
+        Delta.unpack(Delta("ab", [(Part("steps"), b"")]).pack()[0], pool)
+
+
 def test_a_last_export_is_checked_before_any_of_it_counts() -> None:
     _, slot = _slot()
     pool = slot.lease.pool
@@ -185,7 +201,7 @@ def test_a_last_export_is_checked_before_any_of_it_counts() -> None:
     with pytest.raises(LayoutMismatchError):
         LastExport.unpack(*dataclasses.replace(whole, parts=[(Part("steps"), b"")]).pack(), pool)
     with pytest.raises(LayoutMismatchError):
-        LastExport.unpack(*dataclasses.replace(whole, parts=[(Part("other"), b"")], snapshot="0").pack(), pool)
+        LastExport.unpack(*dataclasses.replace(whole, parts=[(Part("other"), b"")], follows="0").pack(), pool)
     foreign = StateBlob({"record": record.header()}, {}).pack()
     with pytest.raises(DataLossError):
         LastExport.unpack(foreign, hashlib.sha256(foreign).digest(), pool)

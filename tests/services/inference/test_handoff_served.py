@@ -84,6 +84,36 @@ async def test_a_game_goes_on_bit_for_bit(policy: str, pace: Pace, large: bool, 
         assert len(there.core) == 0
 
 
+async def test_what_is_written_while_a_snapshot_goes_follows_it_while_the_game_goes_on(
+    snapshots: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Telling(giving.Delta):
+        def pack(self) -> tuple[bytes, str]:
+            sizes.append(sum(len(data) for _, data in self.parts))
+            return super().pack()
+
+    sizes: list[int] = []
+    monkeypatch.setattr(giving, "Delta", Telling)
+    async with replicas(only("transformer")) as (here, _):
+        wanted = await undisturbed(here, "transformer", Pace.LOCKSTEP)
+        async with client_of(here) as client, Game(client, "transformer", Pace.LOCKSTEP) as game:
+            await game.play(8)
+            assert game.session is not None
+            send = giving._Transfer._send
+
+            async def slowly(*args: Any, **options: Any) -> None:
+                if len(game.answers) - 8 < 2 + min(1, len(sizes)):  # two steps meanwhile, and then one more
+                    await game.play(1)
+                await send(*args, **options)
+
+            monkeypatch.setattr(giving._Transfer, "_send", slowly)
+            await give(here, game.session.session_id)
+            await game.play(STEPS - len(game.answers))
+            assert game.answers == wanted
+    assert len(sizes) >= 2
+    assert sizes == sorted(sizes, reverse=True)
+
+
 async def test_there_and_back_at_every_other_step(snapshots: None) -> None:
     async with replicas(only("transformer")) as (here, there):
         wanted = await undisturbed(here, "transformer", Pace.LOCKSTEP)

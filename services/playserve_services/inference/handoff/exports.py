@@ -1,8 +1,9 @@
-"""The bytes that go from one replica to another: a snapshot of a slot's memory, then a record and what has changed.
+"""The bytes that go from one replica to another: a snapshot of a slot's memory, then what has changed, then a record.
 
-Both are `StateBlob`s. A snapshot has every tensor of the layout; it is sent while the game goes on, and so is only good
-together with what was written since it began. The last export has a `SlotRecord`, and parts of tensors: all, or those
-that the steps since have written.
+All are `StateBlob`s. A snapshot has every tensor of the layout; it is sent while the game goes on, and so is only good
+together with what was written since it began. Deltas have what was written while the export before them went, so that
+less and less is left; each names the export that it follows. The last export has a `SlotRecord`, and parts of tensors:
+all, or those that the steps since have written.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from playserve.errors import DataLossError, LayoutMismatchError
 from playserve_services.inference.record import SlotRecord
 from playserve_services.inference.slots import Part, SlotPool, StateBlob
 
-__all__ = ["CHUNK_BYTES", "LastExport", "SnapshotReader", "export_limit", "snapshot_head"]
+__all__ = ["CHUNK_BYTES", "Contents", "Delta", "LastExport", "SnapshotReader", "export_limit", "snapshot_head"]
 
 #: Bytes of one message; half of the smallest limit that a server can be given.
 CHUNK_BYTES = 512 << 10
@@ -35,29 +36,59 @@ def snapshot_head(pool: SlotPool) -> bytes:
     return StateBlob.head({"layout": pool.digest}, pool.sizes())
 
 
+Contents = Sequence[tuple[Part, bytes | bytearray | memoryview]]
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What a game has written since the export before it, while it goes on.
+
+    Attributes:
+        follows: SHA-256, in hexadecimal, of that export: a snapshot, or another delta.
+        parts: Parts of the memory, with their bytes.
+    """
+
+    follows: str
+    parts: Contents
+
+    def pack(self) -> tuple[bytes, str]:
+        """Return the bytes, and what the next export says that it follows."""
+        body = _pack({"follows": self.follows}, self.parts)
+        inner = hashlib.sha256(body).digest()
+        return body + inner, inner.hex()
+
+    @classmethod
+    def unpack(cls, data: bytes, pool: SlotPool) -> tuple[Delta, str]:
+        """Return what the bytes say, every part checked against the layout, and their SHA-256 as :meth:`pack` gave it.
+
+        Raises:
+            DataLossError: They are damaged, or are no delta.
+            LayoutMismatchError: Parts that the layout does not have.
+        """
+        blob = StateBlob.unpack(data)
+        follows = blob.header.get("follows")
+        if not isinstance(follows, str) or not follows:
+            raise DataLossError("neither a snapshot, a delta nor a last export")
+        return cls(follows, _parts(blob, pool)), data[-_DIGEST_BYTES:].hex()
+
+
 @dataclass(frozen=True, slots=True)
 class LastExport:
     """What a session is when it leaves.
 
     Attributes:
         record: Everything but tensors.
-        snapshot: SHA-256 of the snapshot that it changes, in hexadecimal; empty: it needs none.
+        follows: SHA-256 of the snapshot or delta that it changes, in hexadecimal; empty: it needs none.
         parts: Parts of the memory, with their bytes.
     """
 
     record: SlotRecord
-    snapshot: str
-    parts: Sequence[tuple[Part, bytes | bytearray | memoryview]]
+    follows: str
+    parts: Contents
 
     def pack(self) -> tuple[bytes, bytes]:
         """Return the bytes, and their SHA-256."""
-        header = {
-            "record": self.record.header(),
-            "snapshot": self.snapshot,
-            "parts": [[p.name, p.axis, p.first, p.last] for p, _ in self.parts],
-        }
-        sizes = {str(i): len(data) for i, (_, data) in enumerate(self.parts)}
-        body = b"".join([StateBlob.head(header, sizes), *(data for _, data in self.parts)])
+        body = _pack({"record": self.record.header(), "follows": self.follows}, self.parts)
         # The session stands still meanwhile: what is hashed is hashed once.
         digest = hashlib.sha256(body)
         inner = digest.digest()
@@ -79,19 +110,34 @@ class LastExport:
         if not whole or digest.digest() != sha256:
             raise DataLossError("the last export is not the one that the commit tells of")
         blob = StateBlob.unverified(data)
-        header: Mapping[str, Any] = blob.header
         try:
-            record = SlotRecord.read(header["record"])
-            parts = [Part(str(n), int(a), int(f), int(e)) for n, a, f, e in header["parts"]]
-            snapshot = str(header["snapshot"])
+            record = SlotRecord.read(blob.header["record"])
+            follows = str(blob.header["follows"])
         except (KeyError, TypeError, ValueError) as error:
             raise DataLossError(f"the header of a last export cannot be read: {error}") from error
-        tensors = list(blob.tensors.values())
-        if [pool.part_bytes(part) for part in parts] != [len(tensor) for tensor in tensors]:
-            raise LayoutMismatchError(f"{len(parts)} parts and their bytes do not belong together")
-        if not snapshot and not record.fresh and {part for part in parts if part.axis == -1} < set(pool.parts()):
+        parts = _parts(blob, pool)
+        if not follows and not record.fresh and {part for part, _ in parts if part.axis == -1} < set(pool.parts()):
             raise LayoutMismatchError("an export without a snapshot lacks parts of the memory")
-        return cls(record, snapshot, list(zip(parts, tensors, strict=True)))
+        return cls(record, follows, parts)
+
+
+def _pack(header: Mapping[str, Any], parts: Contents) -> bytes:
+    """Return the bytes of an export but for its digest."""
+    header = {**header, "parts": [[p.name, p.axis, p.first, p.last] for p, _ in parts]}
+    sizes = {str(i): len(data) for i, (_, data) in enumerate(parts)}
+    return b"".join([StateBlob.head(header, sizes), *(data for _, data in parts)])
+
+
+def _parts(blob: StateBlob, pool: SlotPool) -> Contents:
+    """Return the parts that a blob holds; raises DataLossError or LayoutMismatchError."""
+    try:
+        parts = [Part(str(n), int(a), int(f), int(e)) for n, a, f, e in blob.header["parts"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataLossError(f"the parts of an export cannot be read: {error}") from error
+    tensors = list(blob.tensors.values())
+    if [pool.part_bytes(part) for part in parts] != [len(tensor) for tensor in tensors]:
+        raise LayoutMismatchError(f"{len(parts)} parts and their bytes do not belong together")
+    return list(zip(parts, tensors, strict=True))
 
 
 class SnapshotReader:

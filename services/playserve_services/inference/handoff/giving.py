@@ -19,7 +19,7 @@ from playserve.v1 import state_transfer_service_pb2 as st
 from playserve_services.inference import convert
 from playserve_services.inference.core import InferenceCore
 from playserve_services.inference.handoff.engine_calls import between_batches
-from playserve_services.inference.handoff.exports import CHUNK_BYTES, LastExport, snapshot_head
+from playserve_services.inference.handoff.exports import CHUNK_BYTES, Delta, LastExport, snapshot_head
 from playserve_services.inference.handoff.peers import Peer
 from playserve_services.inference.moves import NewHome
 from playserve_services.inference.record import SlotRecord
@@ -30,8 +30,12 @@ __all__ = ["Given", "Giver"]
 
 #: Memories that are no larger go while the session stands still, all at once.
 _AT_ONCE_BYTES = 256 << 10
-#: So often a snapshot is begun anew, where the game has changed too much of it meanwhile.
+#: So often a snapshot is begun anew, where its episode has ended meanwhile.
 _SNAPSHOTS = 3
+#: So many deltas follow it at most, each of what was written while the one before it went.
+_DELTAS = 8
+#: A delta is worth sending if there is less to send than the last time, by this factor.
+_SHRINKING = 0.75
 #: Bytes that are copied between two batches while the session stands still.
 _GROUP_BYTES = 4 << 20
 _TRANSFER_S = 60.0
@@ -125,8 +129,8 @@ class _Transfer:
         self._slot: Slot = session.slots[0]
         self._lease = self._slot.lease
         self._pool: SlotPool = self._lease.pool
-        self._snapshot = ""
-        self._began = (0, 0)  # episodes and frames of the memory when the snapshot was begun
+        self._snapshot = ""  # the digest of what was sent last, while the game went on
+        self._began = (0, 0)  # episodes and frames of the memory when that was begun
         self.bytes_sent = 0
 
     def check(self) -> None:
@@ -158,9 +162,30 @@ class _Transfer:
                 return
             self._began = (self._slot.begun, self._slot.age)
             await self._send_snapshot()
-            changed = sum(map(self._pool.part_bytes, self._changed()))
-            if self._slot.begun == self._began[0] and changed <= self._pool.bytes_per_slot // 4:
+            await self._deltas()
+            if self._slot.begun == self._began[0]:
                 return
+
+    async def _deltas(self) -> None:
+        """Send what was written meanwhile, and again, as long as that leaves less and less."""
+        left = float(self._pool.bytes_per_slot)
+        for _ in range(_DELTAS):
+            now = (self._slot.begun, self._slot.age)
+            if self._slot.fresh or now[0] != self._began[0]:
+                return
+            parts = self._changed()
+            size = sum(map(self._pool.part_bytes, parts))
+            if size <= _AT_ONCE_BYTES or size > _SHRINKING * left:
+                return
+            contents: list[bytearray] = []
+            for group in _groups(self._pool, parts):
+                await self._calm.wait()
+                self.check()
+                contents += await self._read(group)
+            delta = Delta(self._snapshot, list(zip(parts, contents, strict=True)))
+            data, digest = await asyncio.to_thread(delta.pack)
+            await self._send_export(data, calm=True)
+            self._snapshot, self._began, left = digest, now, size
 
     async def _send_snapshot(self) -> None:
         loop = asyncio.get_running_loop()
@@ -212,9 +237,7 @@ class _Transfer:
         contents = [content for group in _groups(self._pool, parts) for content in await self._read(group)]
         record = SlotRecord.of(self._slot, time.monotonic_ns())
         data, digest = LastExport(record, self._snapshot, list(zip(parts, contents, strict=True))).pack()
-        for at in range(0, len(data), CHUNK_BYTES):
-            piece = data[at : at + CHUNK_BYTES]
-            await self._send(piece, at, last=at + len(piece) == len(data))
+        await self._send_export(data)
         answer = self._slot.last_answer
         last = None if answer is None else convert.result_message(answer, time.monotonic_ns()).result
         commit = st.StateCommit(last_seq=self._slot.entered_seq, sha256=digest, last_result=last)
@@ -228,6 +251,15 @@ class _Transfer:
             self._core.engine, lambda: [pool.read_part(slot, part) for part in group]
         )
         return read
+
+    async def _send_export(self, data: bytes, *, calm: bool = False) -> None:
+        """Send an export in chunks; with `calm` only while nobody stands still."""
+        for at in range(0, len(data), CHUNK_BYTES):
+            if calm:
+                await self._calm.wait()
+                self.check()
+            piece = data[at : at + CHUNK_BYTES]
+            await self._send(piece, at, last=at + len(piece) == len(data))
 
     async def _send(self, data: bytes, offset: int, *, last: bool = False) -> None:
         chunk = st.StateChunk(offset=offset, data=data, last=last)

@@ -32,13 +32,13 @@ from playserve_services.inference.catalog import LoadedPolicy
 from playserve_services.inference.core import InferenceCore
 from playserve_services.inference.embedding import embed
 from playserve_services.inference.handoff.engine_calls import between_batches
-from playserve_services.inference.handoff.exports import LastExport, SnapshotReader, export_limit
+from playserve_services.inference.handoff.exports import Contents, Delta, LastExport, SnapshotReader, export_limit
 from playserve_services.inference.handoff.metrics import HandoffMetrics
 from playserve_services.inference.inbox import next_message
 from playserve_services.inference.loader import PolicyLoader
 from playserve_services.inference.record import SlotRecord
 from playserve_services.inference.sessions import EndReason, Session, SessionState, Slot
-from playserve_services.inference.slots import Part, SlotLease
+from playserve_services.inference.slots import Part, SlotLease, StateBlob
 
 __all__ = ["StateTransferServicer"]
 
@@ -203,6 +203,7 @@ class _Taking:
         self._lease = self._slot.lease
         self._pool = self._lease.pool
         self._snapshot: SnapshotReader | None = None
+        self._follows = ""  # digest of the snapshot or delta that came last and whole
         self._last = bytearray()  # the export that has come last, if it is no snapshot
         self._at = 0  # bytes of the export that comes now
         self._whole = False  # it has come to its end
@@ -231,7 +232,8 @@ class _Taking:
         if chunk.offset == 0:
             # Which of the two it is, its header says; that of a snapshot is told in the message before its tensors.
             is_snapshot = not chunk.last and data == SnapshotReader(self._pool).head
-            self._snapshot = SnapshotReader(self._pool) if is_snapshot else self._snapshot
+            if is_snapshot:
+                self._snapshot, self._follows = SnapshotReader(self._pool), ""
             self._last, self._at, self._whole = bytearray(), 0, False
             self._into_snapshot = is_snapshot
         elif chunk.offset != self._at or self._whole:
@@ -242,11 +244,25 @@ class _Taking:
         self._whole = chunk.last
         if not self._into_snapshot:
             self._last += data
+            if chunk.last:
+                await self._delta()
             return
         assert self._snapshot is not None  # noqa: S101 - made with its first chunk
         pieces = self._snapshot.feed(data)
         if pieces:
             await between_batches(self._core.engine, lambda: self._write(pieces))
+        if self._whole:
+            self._follows = self._snapshot.digest
+
+    async def _delta(self) -> None:
+        """Put what has come into the slot, if it is a delta; a last export waits for its commit."""
+        if "record" in StateBlob.unverified(self._last).header:
+            return
+        delta, digest = await asyncio.to_thread(Delta.unpack, bytes(self._last), self._pool)
+        if delta.follows != self._follows:
+            raise DataLossError("a delta that follows another export than the one that came")
+        await self._put_all(delta.parts)
+        self._follows = digest
 
     def _write(self, pieces: list[tuple[str, int, memoryview]]) -> None:
         """Engine's thread."""
@@ -258,14 +274,7 @@ class _Taking:
             raise DataLossError("a commit before the last export has come to its end")
         last = LastExport.unpack(self._last, commit.sha256, self._pool)
         self._check(last, commit)
-        group: list[tuple[Part, memoryview]] = []
-        for part, data in last.parts:
-            group.append((part, memoryview(data)))
-            if sum(len(d) for _, d in group) >= _GROUP_BYTES:
-                await self._put(group)
-                group = []
-        if group:
-            await self._put(group)
+        await self._put_all(last.parts)
         record: SlotRecord = last.record
         record.restore(self._slot)
         self._session.opened_ns -= record.age_us * 1000
@@ -279,10 +288,20 @@ class _Taking:
                 f"a state of policy {record.policy!r} version {record.version!r}; {spec.name!r} {spec.version!r} was "
                 "offered"
             )
-        if last.snapshot and (self._snapshot is None or self._snapshot.digest != last.snapshot):
-            raise DataLossError("the last export changes another snapshot than the one that came")
+        if last.follows and last.follows != self._follows:
+            raise DataLossError("the last export follows another one than that which came")
         if record.entered_seq != commit.last_seq:
             raise DataLossError(f"a commit of step {commit.last_seq}; the state has step {record.entered_seq}")
+
+    async def _put_all(self, parts: Contents) -> None:
+        group: list[tuple[Part, memoryview]] = []
+        for part, data in parts:
+            group.append((part, memoryview(data)))
+            if sum(len(d) for _, d in group) >= _GROUP_BYTES:
+                await self._put(group)
+                group = []
+        if group:
+            await self._put(group)
 
     async def _put(self, group: list[tuple[Part, memoryview]]) -> None:
         def write() -> None:
