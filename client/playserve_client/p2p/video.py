@@ -7,6 +7,7 @@ frame before it; with B-frames, too, the frame that comes is frame i and no neig
 
 from __future__ import annotations
 
+import functools
 import math
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -94,6 +95,9 @@ class VideoWriter:
         options = {"crf": str(settings.crf), "preset": settings.preset, "g": str(settings.keyframe_every)}
         if settings.fastdecode:
             options["tune"] = "fastdecode"
+        if _has_avx512():
+            # x264's AVX-512 code for mbtree reads memory that nobody wrote: equal frames gave other bytes each time.
+            options["x264-params"] = "asm=AVX2"
         self._container: av.container.OutputContainer | None = av.open(str(path), "w", format="mp4")
         codec = "libx264rgb" if settings.encoding == "rgb" else "libx264"
         stream: Any = self._container.add_stream(codec, rate=rate, options=options)
@@ -283,6 +287,13 @@ class VideoReader:
                     yield number, picture
             if cut:
                 return
+
+
+@functools.cache
+def _has_avx512() -> bool:
+    with suppress(OSError):
+        return "avx512f" in Path("/proc/cpuinfo").read_text()
+    return False
 
 
 def _packets(

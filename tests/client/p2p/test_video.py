@@ -179,6 +179,20 @@ def test_what_is_written_comes_back(tmp_path: Path, encoding: str) -> None:
     assert {b - a for a, b in itertools.pairwise(shown)} == {Fraction(1, 20)}
 
 
+@pytest.mark.parametrize("encoding", ["yuv", "rgb"])
+def test_equal_frames_are_equal_files(tmp_path: Path, encoding: str) -> None:
+    colours = np.random.default_rng(0).integers(0, 255, (12, 12, 12, 3)).astype(np.uint8)
+    frames = colours.repeat(16, axis=1).repeat(16, axis=2)  # hard edges, 192 x 192
+    files = set()
+    for number in range(4):
+        path = tmp_path / f"{number}.mp4"
+        with VideoWriter(path, 192, 192, settings=VideoSettings(encoding=encoding, crf=12)) as writer:
+            for frame in frames:
+                writer.write(frame)
+        files.add(path.read_bytes())
+    assert len(files) == 1
+
+
 def test_lossless_rgb_is_lossless(tmp_path: Path) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (12, 15, 17, 3), dtype=np.uint8)
     with VideoWriter(tmp_path / "v.mp4", 17, 15, 17.5, VideoSettings(encoding="rgb", crf=0)) as writer:
