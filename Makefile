@@ -19,6 +19,9 @@ BENCH_ARGS ?=
 DEMO_OUT ?= runs/demo
 DEMO_DOOM_OUT ?= runs/demo-doom
 DOOM_OUT ?= runs/doom
+DEMO_WORLD_OUT ?= runs/demo-world
+# A folder that `playserve train` left, of a world.
+WORLD_CHECKPOINT ?=
 BENCH_OUT ?= runs/bench
 # `make gpu` runs on bare machines: it takes the interpreter that has torch, and makes no environment.
 GPU_PYTHON ?= $(if $(wildcard $(STAMP)),$(BIN)/python,python3)
@@ -27,7 +30,7 @@ GPU_WHEELS ?= googleapis-common-protos
 SOURCE_ROOTS := proto client trainer services
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-doom doom test lint types fix gen baseline bench fuzz audit gpu gpu-wheels system-deps constraints clean distclean
+.PHONY: help install demo demo-doom demo-world doom test lint types fix gen baseline bench fuzz audit gpu gpu-wheels system-deps constraints clean distclean
 
 help: ## Lists the targets.
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +60,10 @@ demo: $(STAMP) ## Trains, serves and plays Freeway, Breakout and NetHack agents,
 
 demo-doom: $(STAMP) ## A small policy plays Doom by keys, mouse and instruction, within 15 minutes; films in runs/demo-doom.
 	$(BIN)/playserve demo doom --out $(DEMO_DOOM_OUT)
+
+demo-world: $(STAMP) ## A world model that WORLD_CHECKPOINT names is served, filmed and played in; films in runs/demo-world.
+	@test -n "$(WORLD_CHECKPOINT)" || { echo "Name a world's checkpoint: make demo-world WORLD_CHECKPOINT=DIR"; exit 1; }
+	$(BIN)/playserve demo world --checkpoint $(WORLD_CHECKPOINT) --out $(DEMO_WORLD_OUT)
 
 doom: $(STAMP) ## The whole Doom recipe: an hour of recording and training, then every measurement, also at a desktop.
 	$(BIN)/playserve demo doom --full --out $(DOOM_OUT)

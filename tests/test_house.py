@@ -51,7 +51,7 @@ EXTRAS = [
     "torch", "safetensors", "fsspec", "rich", "lz4", "simplejpeg", "PIL", "mss", "pynput", "nle", "ale_py", "gymnasium",
     "cv2", "tritonclient", "prometheus_client", "fastapi", "grpc_health", "grpc_reflection", "pydantic",
     "pydantic_settings", "uvloop", "starlette", "uvicorn", "av", "vizdoom", "yaml", "transformers",
-    "sentence_transformers", "jwt", "cryptography", "sqlalchemy", "alembic", "psycopg", "python_multipart",
+    "sentence_transformers", "jwt", "cryptography", "sqlalchemy", "alembic", "psycopg", "python_multipart", "pygame",
 ]  # fmt: skip
 
 

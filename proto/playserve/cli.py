@@ -30,7 +30,7 @@ _EXTRAS = {
     "ale_py": "envs", "gymnasium": "envs", "nle": "envs", "cv2": "envs", "rich": "envs", "PIL": "envs",
     "vizdoom": "envs", "av": "envs",
     "scipy": "laws", "matplotlib": "laws",
-    "lz4": "play", "simplejpeg": "play", "mss": "play", "pynput": "play",
+    "lz4": "play", "simplejpeg": "play", "mss": "play", "pynput": "play", "pygame": "play",
 }  # fmt: skip
 
 

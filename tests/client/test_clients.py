@@ -412,6 +412,18 @@ async def test_worlds_take_actions(connect):
             assert (await settle(session.recv())).outputs["frame"].tolist() == [[2, 2], [2, 2]]
             with pytest.raises(UnsupportedError, match="is a world"):
                 await settle(session.step({}))
+            result = await settle(session.step_world(1))
+            assert result.outputs["frame"].tolist() == [[1, 1], [1, 1]]
+            assert result.actions == ()
+            with pytest.raises(BadActionError) as refused:
+                await settle(session.step_world(3))
+            assert refused.value.seq is None  # it never left
+
+
+async def test_an_agent_is_no_world(connect, server):
+    async with connect(server.address) as client, opened(client.play("count")) as session:
+        with pytest.raises(UnsupportedError, match="is no world"):
+            await settle(session.step_world(0))
 
 
 # ---- lost streams

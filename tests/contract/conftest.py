@@ -40,11 +40,19 @@ ROLES: dict[str, Callable[[pb.PolicySpec], bool]] = {
     "open": lambda s: _is_open(s),
     "live": lambda s: s.rate_hz > 0 and s.gap_rule.mode != pb.GAP_MODE_CATCH_UP,
     "catch_up": lambda s: s.rate_hz > 0 and s.gap_rule.mode == pb.GAP_MODE_CATCH_UP,
+    "world": lambda s: s.rate_hz > 0,
+    "world_desktop": lambda s: s.rate_hz > 0,
 }
 
 
 def _is_desktop(spec: pb.PolicySpec) -> bool:
     return spec.action.WhichOneof("kind") == "desktop"
+
+
+def _belongs(spec: pb.PolicySpec, role: str) -> bool:
+    """Return whether a policy is of a role's kind: agent or world, with choices or with keyboard and mouse."""
+    is_world = spec.kind == pb.POLICY_KIND_WORLD
+    return _is_desktop(spec) == ("desktop" in role) and is_world == role.startswith("world")
 
 
 def _is_open(spec: pb.PolicySpec) -> bool:
@@ -79,7 +87,7 @@ class Target:
         """Find a policy for each role."""
         policies = self.stub.ListPolicies(ps.ListPoliciesRequest(), timeout=30).policies
         for role, fits in ROLES.items():
-            found = [spec for spec in policies if _is_desktop(spec) == role.startswith("desktop") and fits(spec)]
+            found = [spec for spec in policies if _belongs(spec, role) and fits(spec)]
             if found:
                 self.specs[role] = found[0]
 
@@ -109,7 +117,8 @@ def target(request: pytest.FixtureRequest) -> Iterator[Target]:
     else:
         flags = ["--slots", "32", "--max-batch", "8", "--fixed-batch", "--max-message-mb", "4",
                  "--detach-window-s", "20"]  # fmt: skip
-        policies = ["memory", "frames", "live", "catch_up", "desktop", "desktop_live", "desktop_catch_up"]
+        policies = ["memory", "frames", "live", "catch_up", "desktop", "desktop_live", "desktop_catch_up",
+                    "world", "world_desktop"]  # fmt: skip
         with serving(policies, *flags) as process:
             seen = 0
 

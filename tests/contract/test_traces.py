@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from contract_kit.streams import observation
+from contract_kit.streams import observation, world_action
 
 pytest.importorskip("tritonclient.grpc")
 from wire_traces.others import JUDGES
@@ -37,7 +37,13 @@ def hold(target: Any, requests: Sequence[ps.PlayRequest]) -> list[ps.PlayRespons
 
 @pytest.mark.parametrize(
     ("role", "pace"),
-    [("memory", ps.PACE_LOCKSTEP), ("live", ps.PACE_LOCKSTEP), ("live", ps.PACE_LIVE), ("catch_up", ps.PACE_LIVE)],
+    [
+        ("memory", ps.PACE_LOCKSTEP),
+        ("live", ps.PACE_LOCKSTEP),
+        ("live", ps.PACE_LIVE),
+        ("catch_up", ps.PACE_LIVE),
+        ("world_desktop", ps.PACE_LOCKSTEP),
+    ],
 )
 def test_random_conversations(target: Any, role: str, pace: ps.Pace.ValueType) -> None:
     spec = target.policy(role)
@@ -69,6 +75,8 @@ def retold(requests: Sequence[ps.PlayRequest], spec: pb.PolicySpec) -> list[ps.P
             del copy.step.inputs[:]
             copy.step.inputs.extend(observation(spec, copy.step.seq))
             copy.step.ClearField("action")
+            if spec.kind == pb.POLICY_KIND_WORLD:
+                copy.step.action.CopyFrom(world_action(spec, copy.step.seq))
             copy.step.budget_us = _BUDGET_US
         elif kind == "executed" and copy.executed.HasField("action"):
             copy.executed.action.index = copy.executed.seq % spec.action.discrete.n
@@ -84,6 +92,7 @@ def retold(requests: Sequence[ps.PlayRequest], spec: pb.PolicySpec) -> list[ps.P
         ("minimal", "play", "memory"),
         ("live", "play", "catch_up"),
         ("live", "play", "live"),
+        ("world", "dream", "world"),
         ("world", "dream", "memory"),  # its player's part fits any policy
         ("handoff", "play", "memory"),
         ("handoff", "lost", "memory"),

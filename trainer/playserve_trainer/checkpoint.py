@@ -18,7 +18,6 @@ from typing import Any
 import safetensors
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from playserve.errors import BadSettingError, DataLossError, NotFoundError, StateError
 from playserve.files import replacing, sync_directory
@@ -45,11 +44,11 @@ class Manifest:
         config: The family's config as JSON.
         spec: PolicySpec as JSON; its name and version are empty until the checkpoint is published.
         state_layout: Digest of the memory layout.
-        num_params: N, all parameters.
+        num_params: N, all parameters but those that are frozen for good.
         num_params_without_embeddings: N less the embedding tables.
         samples_seen: D, frames trained on, repeats counted.
         flops: FLOPs of the training so far, counted layer by layer (see playserve_trainer.flops).
-        flops_6nd: 6 * N * D, for comparison with the literature.
+        flops_6nd: 6 * N * D, for comparison with the literature: D in tokens, where a sample holds several.
         data_digest: Digest of the training data; empty: untrained.
         code_version: Version or commit of the code that trained it.
         seed: Seed of the training run.
@@ -97,17 +96,16 @@ class Manifest:
     ) -> Manifest:
         """Return the manifest of `policy`, created now; the arguments are those attributes that it cannot know."""
         family, config = describe(policy)
-        embeddings = sum(m.weight.numel() for m in policy.modules() if isinstance(m, nn.Embedding))
         return cls(
             family=family,
             config=config,
             spec=policy.spec().to_json(),
             state_layout=policy.layout(),
             num_params=policy.num_params(),
-            num_params_without_embeddings=policy.num_params() - embeddings,
+            num_params_without_embeddings=policy.num_params_without_embeddings(),
             samples_seen=samples_seen,
             flops=flops,
-            flops_6nd=6 * policy.num_params() * samples_seen,
+            flops_6nd=6 * policy.num_params() * samples_seen * policy.tokens_per_sample(),
             data_digest=data_digest,
             code_version=code_version,
             seed=seed,

@@ -70,7 +70,7 @@ def count_flops(policy: Policy, num_steps: int = 1, open_size: int | None = None
     Args:
         policy: Any policy; it is neither run nor changed.
         num_steps: Length of the sequence; it matters only where a step costs more the more came before it.
-        open_size: Size taken for the open dimensions (-1) of the spec's inputs.
+        open_size: Size taken for the open dimensions (-1) of the inputs that it is trained on.
 
     Raises:
         NotImplementedHereError: A layer with parameters is of a type that this module cannot count.
@@ -173,14 +173,13 @@ def _rows(x: Tensor, features: int) -> int:
 def _meta_arguments(policy: Policy, num_steps: int, open_size: int | None) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """Return the arguments of a policy's forward for one row of `num_steps` steps, on the meta device."""
     inputs = {}
-    for spec in policy.spec().inputs:
-        if -1 in spec.shape and open_size is None:
-            raise ValueError(f"input {spec.name!r} has open dimensions {spec.shape}: pass open_size")
-        shape = [open_size or 0 if size == -1 else size for size in spec.shape]
-        inputs[spec.name] = torch.zeros(1, num_steps, *shape, dtype=getattr(torch, spec.dtype), device="meta")
+    for name, row in policy.training_inputs().items():
+        if -1 in row.shape and open_size is None:
+            raise ValueError(f"input {name!r} has open dimensions {row.shape}: pass open_size")
+        shape = [open_size or 0 if size == -1 else size for size in row.shape]
+        inputs[name] = torch.zeros(1, num_steps, *shape, dtype=row.dtype, device="meta")
     for name, row in policy.context_inputs().items():
         inputs[name] = torch.zeros(1, num_steps, *row.shape, dtype=row.dtype, device="meta")
-    heads = len(policy.heads())
-    executed_BTH = torch.full((1, num_steps, heads), UNKNOWN_ACTION, dtype=torch.int64, device="meta")
+    executed_BTH = torch.full((1, num_steps, policy.executed_size()), UNKNOWN_ACTION, dtype=torch.int64, device="meta")
     first_BT = torch.zeros(1, num_steps, dtype=torch.bool, device="meta")
     return inputs, executed_BTH, first_BT

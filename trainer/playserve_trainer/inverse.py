@@ -107,6 +107,16 @@ class Labeller:
         probability_N[first_N] = np.nan
         return Labels(tokens_NH, probability_N)
 
+    def read(self, frames_NSS3: NDArray[np.uint8], first_N: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """Return what the net makes of frames before it says an action, float32 [N, D].
+
+        Args:
+            frames_NSS3: Of the model's frame size, in order.
+            first_N: Frames that begin an episode.
+        """
+        out_ND: NDArray[np.float32] = self._out(self._answers.see(frames_NSS3), torch.from_numpy(first_N)).cpu().numpy()
+        return out_ND
+
     def actions(self, labels: Labels, *, at_least: float = 0.0) -> list[DesktopAction | None]:
         """Return each entry's action; None where there is no label, or one of a lower probability."""
         vocabulary = self.policy.vocabulary

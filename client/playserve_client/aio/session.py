@@ -123,8 +123,34 @@ class Session(SessionView):
             PlayserveError: The error of this step, or of an `executed` before it; its `seq` says which.
         """
         if self.spec.kind is PolicyKind.WORLD:
-            raise UnsupportedError(f"{self.spec.name!r} is a world: use send_step(..., action=...) and recv()")
+            raise UnsupportedError(f"{self.spec.name!r} is a world: use step_world(action)")
         seq = await self.send_step(frame, ticks=ticks)
+        return (await self._result_of(seq, timeout_s)).action
+
+    async def step_world(
+        self, action: Action, inputs: Frame | None = None, *, ticks: int = 0, timeout_s: float | None = None
+    ) -> StepResult:
+        """Do something in a world, and wait for what it then shows: `outputs` of the result, by name.
+
+        At LIVE, a newer step that is sent meanwhile may be answered instead; its result is returned then.
+
+        Args:
+            action: What is done; at the first step of an episode, in a world that begins.
+            inputs: Arrays by input name, of worlds that take any; None: none.
+            ticks: Game ticks since the last step; 0 means 1.
+            timeout_s: Longest wait; None: the client's own.
+
+        Raises:
+            UnsupportedError: The policy is no world.
+            PlayserveError: The error of this step, which has not happened then.
+        """
+        if self.spec.kind is not PolicyKind.WORLD:
+            raise UnsupportedError(f"{self.spec.name!r} is no world: use step(frame)")
+        seq = await self.send_step({} if inputs is None else inputs, ticks=ticks, action=action)
+        return await self._result_of(seq, timeout_s)
+
+    async def _result_of(self, seq: int, timeout_s: float | None) -> StepResult:
+        """Wait for the answer to a step, or to a later one."""
         found: list[StepResult] = []
 
         def answered() -> bool:
@@ -138,7 +164,7 @@ class Session(SessionView):
         except TimeoutExceededError as error:
             error.seq = seq
             raise
-        return found[0].action
+        return found[0]
 
     async def send_step(
         self,

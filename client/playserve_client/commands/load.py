@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from playserve.errors import BadSettingError, UnsupportedError
+from playserve.errors import BadSettingError
 from playserve.files import write_json
 from playserve.settings import Pace
-from playserve.specs import Codec, PolicyKind
+from playserve.specs import Codec
 from playserve_client.client import PolicyClient
 from playserve_client.commands.dialing import add_dial_arguments, dial_options
 from playserve_client.results import PolicyInfo
@@ -115,8 +115,6 @@ def _config(args: argparse.Namespace, info: PolicyInfo) -> LoadConfig:
     from playserve_client.load.player import PlayRules
     from playserve_client.load.run import LoadConfig
 
-    if info.spec.kind is PolicyKind.WORLD:
-        raise UnsupportedError(f"{info.spec.name!r} is a world; a load plays agents")
     if args.processes < 1 or args.connections < 0 or not args.interval > 0:
         raise BadSettingError("wanted 1 or more processes, 0 or more connections and intervals of more than 0 s")
     pace = Pace[args.pace.upper()]

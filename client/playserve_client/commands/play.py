@@ -1,4 +1,7 @@
-"""``playserve play``: a policy plays a game in a window of this desktop; ``play doctor`` says what is missing."""
+"""``playserve play``: a policy plays a game in a window of this desktop; ``play doctor`` says what is missing.
+
+``play --world`` is the other way round: a person plays in a world that the server makes.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,11 @@ from pathlib import Path
 
 from playserve.errors import BadSettingError
 from playserve_client.commands.dialing import add_dial_arguments, add_trace_argument
+from playserve_client.commands.play_world import add_world_arguments, play_world
 
 __all__ = ["SUMMARY", "configure", "run"]
 
-SUMMARY = "Let a policy play a game in a window of this desktop; take over at any moment."
+SUMMARY = "Let a policy play a game in a window of this desktop, take over at any moment; or play in a served world."
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +49,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--game", default="", help="its name in the recordings (default: the window's title)")
     add("--seconds", type=float, metavar="S", help="end after so long (default: never)")
     add_trace_argument(add)
+    add_world_arguments(add)
     add("--out", type=Path, metavar="FILE", help="JSON file of the run's numbers (default: runs/play/...)")
     actions = parser.add_subparsers(dest="action", metavar="ACTION")
     doctor = actions.add_parser("doctor", help="check display, permissions, mouse, server and rate")
@@ -72,6 +77,10 @@ def run(args: argparse.Namespace) -> int:
         from playserve_client.commands.play_doctor import examine
 
         return examine(args)
+    if args.world:
+        return play_world(args)
+    if args.film is not None:
+        raise BadSettingError("--film needs --world NAME: only a world can be played without a window")
     from playserve_client.commands.playing import play
 
     if bool(args.window) == bool(args.region):

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from playserve.specs import DiscreteActionSpec
+from playserve.specs import DiscreteActionSpec, PolicyKind
 from playserve_client.client import PolicyClient
 from playserve_client.commands.dialing import add_dial_arguments, dial_options
 from playserve_client.results import PolicyInfo
@@ -42,7 +42,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _row(info: PolicyInfo) -> tuple[str, ...]:
     spec = info.spec
-    inputs = " ".join(f"{t.name}:{t.dtype}[{','.join('?' if d < 0 else str(d) for d in t.shape)}]" for t in spec.inputs)
+    is_world = spec.kind is PolicyKind.WORLD  # what it shows says more of it
+    tensors = " ".join(
+        f"{t.name}:{t.dtype}[{','.join('?' if d < 0 else str(d) for d in t.shape)}]"
+        for t in (spec.outputs if is_world else spec.inputs)
+    )
+    inputs = f"(world) {tensors}" if is_world else tensors
     actions = f"{spec.action.n}" if isinstance(spec.action, DiscreteActionSpec) else "desktop"
     rate = f"{spec.rate_hz:g} Hz" if spec.rate_hz else "any"
     slots = f"{info.slots_free}/{info.slots_total}"

@@ -7,6 +7,7 @@ import datetime
 import hashlib
 import os
 import sys
+from collections import UserDict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,31 @@ SUMMARY = "Play many episodes against a policy server and print a table with err
 _FEW = 20
 
 
+class _Families(argparse._SubParsersAction):  # type: ignore[type-arg]
+    """Lets "world:NAME" stand for "world --name NAME"."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.choices: Any = _Choices(self._name_parser_map)
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
+    ) -> None:
+        family, _, name = values[0].partition(":")
+        named = [family, "--name", name, *values[1:]] if name else values
+        super().__call__(parser, namespace, named, option_string)
+
+
+class _Choices(UserDict[str, Any]):
+    """The families, to which "world:NAME" belongs."""
+
+    def __init__(self, families: dict[str, Any]) -> None:
+        self.data = families  # not a copy: they are added later
+
+    def __contains__(self, name: object) -> bool:
+        return ("world" if str(name).startswith("world:") else name) in self.data
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add a subcommand for each family, ``merge``, and the options of a user's own environment."""
     from playserve_client.evaluate.families import COMMANDS
@@ -35,7 +61,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     _add_options(parser, top=True)
     parser.add_argument("--env", metavar="MODULE:FACTORY", help="play your own Gymnasium environment")
     parser.add_argument("--env-game", metavar="NAME", default="", help="first argument of that factory")
-    families = parser.add_subparsers(dest="family", metavar="FAMILY")
+    families = parser.add_subparsers(dest="family", metavar="FAMILY", action=_Families)
     for name, family in COMMANDS.items():
         command = families.add_parser(name, help=family.summary)
         family.configure(command)
@@ -112,6 +138,7 @@ def run(args: argparse.Namespace) -> int:
         codecs=(Codec.LZ4,) if args.codec == "lz4" else (),
         notes=choice.notes,
         knowledge=choice.knowledge,
+        dial=choice.dial,
     )
     for line in settings.protocol():
         print(line, file=sys.stderr)
@@ -145,7 +172,7 @@ def _settings(args: argparse.Namespace) -> tuple[Settings, Choice]:
     choice = family.choose(args, json_pairs(args.env_option, "--env-option"), max_steps)
     policy = "" if args.no_agent else args.policy or family.default_policy(choice.env)
     if not (policy or args.no_agent):
-        raise BadSettingError("--env needs --policy: the policy's name at the server")
+        raise BadSettingError(f"{args.family or '--env'} needs --policy: the policy's name at the server")
     few = min(args.episodes, _FEW)
     argmax_episodes = few if choice.argmax_episodes is None else choice.argmax_episodes
     settings = Settings(

@@ -71,6 +71,7 @@ class AtariEnv(gymnasium.Env[NDArray[np.uint8], np.int64 | int]):
         frame_skip: Emulator frames a step; the observation is the maximum of the last two.
         noop_max: 1 to this many no-op frames open an episode; 0: none.
         max_steps: Steps after which an episode is truncated.
+        stack: Frames of an observation; policies with a memory of their own take 1.
     """
 
     def __init__(
@@ -81,30 +82,33 @@ class AtariEnv(gymnasium.Env[NDArray[np.uint8], np.int64 | int]):
         frame_skip: int = FRAME_SKIP,
         noop_max: int = NOOP_MAX,
         max_steps: int = MAX_STEPS,
+        stack: int = STACK,
     ) -> None:
         if not 0.0 <= stickiness < 1.0:
             raise BadSettingError(f"stickiness is at least 0 and below 1, not {stickiness}")
-        if frame_skip < 2 or noop_max < 0 or max_steps < 1:
+        if frame_skip < 2 or noop_max < 0 or max_steps < 1 or stack < 1:
             raise BadSettingError(
-                f"frame_skip is at least 2, noop_max 0, max_steps 1, not {frame_skip}, {noop_max}, {max_steps}"
+                f"frame_skip is at least 2, noop_max 0, max_steps and stack 1, not {frame_skip}, {noop_max}, "
+                f"{max_steps}, {stack}"
             )
         self.game = game
         self.stickiness = stickiness
         self.frame_skip = frame_skip
         self.noop_max = noop_max
         self.max_steps = max_steps
+        self.stack = stack
         self._ale, self._path = _emulator(game, stickiness)
         self._ale.loadROM(self._path)
         self._actions: list[Action] = self._ale.getMinimalActionSet()
         self.action_names: tuple[str, ...] = tuple(action.name for action in self._actions)
         height, width = self._ale.getScreenDims()
         self._screens = np.zeros((2, height, width), np.uint8)
-        self._frames: deque[NDArray[np.uint8]] = deque(maxlen=STACK)
+        self._frames: deque[NDArray[np.uint8]] = deque(maxlen=stack)
         self._ended = True
         self.score = 0.0
         self.steps = 0
         self.noops = 0
-        self.observation_space = gymnasium.spaces.Box(0, 255, (SIDE, SIDE, STACK), np.uint8)
+        self.observation_space = gymnasium.spaces.Box(0, 255, (SIDE, SIDE, stack), np.uint8)
         self.action_space = gymnasium.spaces.Discrete(len(self._actions))
 
     def reset(
@@ -132,11 +136,11 @@ class AtariEnv(gymnasium.Env[NDArray[np.uint8], np.int64 | int]):
         self._ale.getScreenGrayscale(self._screens[0])
         self._screens[1].fill(0)
         frame = self._resized()
-        self._frames.extend([frame] * STACK)
+        self._frames.extend([frame] * self.stack)
         return self._observation(), {}
 
     def step(self, action: np.int64 | int) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
-        """Play `action`; return observation uint8 [84, 84, 4], reward, terminated, truncated and an empty info."""
+        """Play `action`; return observation uint8 [84, 84, stack], reward, terminated, truncated and an empty info."""
         if not 0 <= action < len(self._actions):
             raise BadActionError(f"action {action} of {self.game} is not within 0 to {len(self._actions) - 1}")
         if self._ended:

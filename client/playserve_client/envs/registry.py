@@ -20,6 +20,7 @@ FAMILIES: dict[str, str] = {
     "atari": "playserve_client.envs.atari:AtariEnv",
     "doom": "playserve_client.envs.doom:DoomEnv",
     "nethack": "playserve_client.envs.nethack:NetHackEnv",
+    "world": "playserve_client.envs.world:WorldEnv",
 }
 
 Env = gymnasium.Env[Any, Any]

@@ -92,6 +92,7 @@ class WorkerPool:
         actions_dir: Where workers write each episode's actions; None: nowhere.
         knowledge: The file that local players draw from, or None.
         silence_s: How long a worker may be silent while it owes something; None: 300 s.
+        dial: Further arguments of the environment's factory, JSON values; they are told to workers only.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class WorkerPool:
         actions_dir: Path | None = None,
         knowledge: Path | None = None,
         silence_s: float | None = None,
+        dial: Mapping[str, Any] | None = None,
     ) -> None:
         if rows < 1 or workers < 1:
             raise BadSettingError(f"envs and workers are at least 1, not {rows} and {workers}")
@@ -112,7 +114,7 @@ class WorkerPool:
         self.spec: EnvSpec | None = None
         self._instructions: dict[int, str] = {}  # of the episode in each row that has one
         self._env, self._stickiness, self._actions_dir = env, stickiness, actions_dir
-        self._knowledge = knowledge
+        self._knowledge, self._dial = knowledge, dict(dial or {})
         self._silence_s = _SILENCE_S if silence_s is None else silence_s
         # spawn: a fork would copy the locks of gRPC's threads.
         self._context = multiprocessing.get_context("spawn")
@@ -240,6 +242,7 @@ class WorkerPool:
         ours, theirs = self._context.Pipe()
         config = {
             "env": {**asdict(self._env), "options": dict(self._env.options)},
+            "dial": self._dial,
             "stickiness": self._stickiness,
             "first_row": handle.rows.start,
             "rows": len(handle.rows),

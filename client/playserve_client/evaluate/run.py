@@ -49,6 +49,7 @@ class RunOptions:
         codecs: Packings to offer.
         notes: Lines for the report.
         knowledge: Content of the file that baselines draw from; the settings hold its digest.
+        dial: How workers dial an environment that is served; see `Choice`.
     """
 
     out: Path
@@ -64,6 +65,7 @@ class RunOptions:
     codecs: tuple[Codec, ...] = ()
     notes: tuple[str, ...] = ()
     knowledge: bytes = b""
+    dial: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass(slots=True)
@@ -128,6 +130,7 @@ def _play(settings: Settings, options: RunOptions, journal: Journal, state: _Sta
                 workers=options.workers,
                 actions_dir=journal.actions_dir,
                 knowledge=journal.knowledge,
+                dial=options.dial,
             )
         )
         client = stack.enter_context(

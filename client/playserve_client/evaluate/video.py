@@ -20,7 +20,7 @@ from playserve_client.evaluate.families.base import Progress, Recordings
 from playserve_client.evaluate.journal import Journal, Result
 from playserve_client.evaluate.plan import EnvChoice, Row, Settings
 
-__all__ = ["Video", "choose_episodes", "record_videos"]
+__all__ = ["Video", "choose_episodes", "record_videos", "write_gif"]
 
 _MAX_STEPS, _STRIDE, _MAX_WIDTH = 1500, 2, 320
 
@@ -123,7 +123,7 @@ def _film(
     name = f"{settings.policy or 'baseline'}-{row.key}-{result.number:06d}.gif"
     path = journal.out / "videos" / name
     frame_ms = max(20, round(seconds * _STRIDE * 100) * 10)
-    _write_gif(path, frames, frame_ms)
+    write_gif(path, frames, frame_ms)
     return Video(
         path=f"videos/{name}",
         row=row.key,
@@ -171,7 +171,8 @@ def _shrunk(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return frame[::stride, ::stride, :3]
 
 
-def _write_gif(path: Path, frames: Sequence[NDArray[np.uint8]], frame_ms: int) -> None:
+def write_gif(path: Path, frames: Sequence[NDArray[np.uint8]], frame_ms: int) -> None:
+    """Write frames, uint8 [H, W, 3], as an animated GIF that loops; exact where they have at most 256 colours."""
     from PIL import Image
 
     packed = [frame.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32) for frame in frames]

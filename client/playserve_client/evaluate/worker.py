@@ -45,7 +45,11 @@ def work(connection: Connection, config: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the whole group; the parent decides
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionError):
         try:
-            _Worker(connection, messages.json_of(b"J" + config.encode())).run()
+            worker = _Worker(connection, messages.json_of(b"J" + config.encode()))
+            try:
+                worker.run()
+            finally:
+                worker.close()
         except (EOFError, BrokenPipeError, ConnectionError):
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the parent reports it
@@ -76,7 +80,7 @@ class _Slot:
 class _Worker:
     def __init__(self, connection: Connection, config: Mapping[str, Any]) -> None:
         self._connection = connection
-        self._env = EnvChoice(**config["env"])
+        self._env, self._dial = EnvChoice(**config["env"]), dict(config["dial"])
         self._rows, self._first = int(config["rows"]), int(config["first_row"])
         self._actions_dir = Path(config["actions"]) if config["actions"] else None
         self._slots = {row: _Slot(row) for row in range(self._first, self._first + self._rows)}
@@ -108,6 +112,13 @@ class _Worker:
                 slot, tag, action = runnable.popleft()
                 if tag == slot.tag:
                     self._step(slot, action)
+
+    def close(self) -> None:
+        """Let the environments go: those that are served hold a session each."""
+        for slot in self._slots.values():
+            if slot.env is not None:
+                with contextlib.suppress(Exception):
+                    slot.env.close()
 
     def _take(self, message: bytes) -> None:
         if message[0] == messages.ACTIONS:
@@ -148,7 +159,7 @@ class _Worker:
             return
         if slot.env is not None:
             slot.env.close()
-        slot.env = make_env(self._env.family, self._env.game, **self._env.factory_options(stickiness))
+        slot.env = make_env(self._env.family, self._env.game, **self._env.factory_options(stickiness), **self._dial)
         slot.env_key = key
         # OpenCV's own threads would only fight the other workers.
         if (cv2 := sys.modules.get("cv2")) is not None:

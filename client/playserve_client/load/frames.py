@@ -1,7 +1,11 @@
-"""The observations that a load is made of: random ones by the policy's spec, or recorded ones from a file."""
+"""The observations that a load is made of: random ones by the policy's spec, or recorded ones from a file.
+
+Of a world, a load is made of random actions.
+"""
 
 from __future__ import annotations
 
+import itertools
 import random
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -9,16 +13,18 @@ from pathlib import Path
 
 import numpy as np
 
-from playserve.codec import Array
+from playserve.codec import Action, Array
 from playserve.errors import BadSettingError, DataLossError
 from playserve.resize import HAMMING_V1, resize
-from playserve.specs import PolicySpec, TensorSpec
+from playserve.specs import PolicyKind, PolicySpec, TensorSpec
 from playserve_client.recordings import read_episode, stack_frames
 
 __all__ = ["FramePool", "random_frames", "recorded_frames"]
 
 #: Frames of a random pool: enough that neighbours differ, few enough to be made at once.
 _POOL = 16
+#: Actions of a random pool: a player's changes of mind take a while.
+_ACTIONS = 256
 #: What an open dimension becomes.
 _OPEN_DIMENSION = 84
 #: Frames of a video that are read: 13 s at 20 Hz.
@@ -30,11 +36,12 @@ class FramePool:
 
     Args:
         arrays: [N, ...] for each input.
+        actions: N actions that go with them, where they are for a world.
     """
 
-    def __init__(self, arrays: Mapping[str, Array]) -> None:
-        self._arrays = dict(arrays)
-        self._count = min(len(array) for array in self._arrays.values())
+    def __init__(self, arrays: Mapping[str, Array], actions: Sequence[Action] = ()) -> None:
+        self._arrays, self._actions = dict(arrays), list(actions)
+        self._count = min([len(array) for array in self._arrays.values()] + [len(self._actions)] * bool(actions))
 
     def __len__(self) -> int:
         return self._count
@@ -42,6 +49,10 @@ class FramePool:
     def frame(self, index: int) -> dict[str, Array]:
         """Return the inputs of a step; after the last one comes the first."""
         return {name: array[index % self._count] for name, array in self._arrays.items()}
+
+    def action(self, index: int) -> Action | None:
+        """Return what is done in a world's step; None: it is none."""
+        return self._actions[index % len(self._actions)] if self._actions else None
 
 
 def _required(spec: PolicySpec) -> list[TensorSpec]:
@@ -51,7 +62,14 @@ def _required(spec: PolicySpec) -> list[TensorSpec]:
 def random_frames(spec: PolicySpec, seed: int = 0) -> FramePool:
     """Return frames of noise within the bounds of each required input. Noise does not compress: codecs are no help."""
     draw = np.random.default_rng(random.Random(f"{seed}/frames").getrandbits(64))
-    return FramePool({tensor.name: _noise(tensor, draw) for tensor in _required(spec)})
+    arrays = {tensor.name: _noise(tensor, draw) for tensor in _required(spec)}
+    return FramePool(arrays, _actions(spec, seed) if spec.kind is PolicyKind.WORLD else ())
+
+
+def _actions(spec: PolicySpec, seed: int) -> list[Action]:
+    from playserve_client.worlds.film import actions_of
+
+    return list(itertools.islice(actions_of("random", spec.action, seed), _ACTIONS))
 
 
 def _noise(tensor: TensorSpec, draw: np.random.Generator) -> Array:
@@ -78,10 +96,12 @@ def recorded_frames(path: Path, spec: PolicySpec) -> FramePool:
     (``.mp4``), such as that of an Open P2P recording, whose first frames are resized as the policy takes them.
 
     Raises:
-        BadSettingError: The file is of no such kind, or its arrays are not what the policy takes.
+        BadSettingError: The file is of no such kind, its arrays are not what the policy takes, or it is a world.
         DataLossError: It is damaged.
         FileNotFoundError: There is none.
     """
+    if spec.kind is PolicyKind.WORLD:
+        raise BadSettingError(f"{spec.name!r} is a world, whose load is made of random actions; leave out --frames")
     tensors = _required(spec)
     arrays = _read(path, tensors)
     for tensor in tensors:

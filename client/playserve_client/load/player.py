@@ -178,7 +178,10 @@ class Player:
 
     async def _send(self, session: Session, number: int, due_ns: int) -> None:
         self._check()
-        if self._rules.pace is Pace.LIVE and session.last_seq and session.spec.uses_executed_actions:
+        index = self._plan.seed + number
+        action = self._pool.action(index)  # of a world; it is told nothing besides
+        tells = session.spec.uses_executed_actions and action is None
+        if self._rules.pace is Pace.LIVE and session.last_seq and tells:
             source = ActionSource.UNKNOWN if self._held is None else ActionSource.POLICY
             await session.executed(session.last_seq, self._held, source)
         tally = self._ledger.at(due_ns)
@@ -187,8 +190,9 @@ class Player:
         self._pending.append((session.last_seq + 1, due_ns))
         self._nothing_pending.clear()
         tally.counts["frames"] += 1
-        frame = self._pool.frame(self._plan.seed + number)
-        await session.send_step(frame, budget_us=self._rules.budget_us, capture_time_ns=due_ns)
+        await session.send_step(
+            self._pool.frame(index), action=action, budget_us=self._rules.budget_us, capture_time_ns=due_ns
+        )
 
     # ---- down
 

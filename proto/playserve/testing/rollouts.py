@@ -19,13 +19,14 @@ from playserve.errors import (
     EpisodeReusedError,
     ExecutedUnknownError,
     MalformedMessageError,
+    NotImplementedHereError,
     NotOpenError,
     PlayserveError,
     QueueFullError,
     to_status,
 )
 from playserve.settings import Extras, check_instruction
-from playserve.specs import DiscreteActionSpec
+from playserve.specs import DiscreteActionSpec, PolicyKind
 from playserve.testing.faults import Settings
 from playserve.testing.play import Inbox
 from playserve.testing.policies import FakePolicy, FakeReply
@@ -69,6 +70,8 @@ class RolloutStream:
             raise DrainingError("the server takes no new rollouts", retry_after_s=1.0)
         message = first.open
         policy = self._table.find(message.policy, message.version)
+        if policy.spec.kind is PolicyKind.WORLD:
+            raise NotImplementedHereError(f"policy {message.policy!r} is a world, and a row has no action for it")
         rows = Rows(policy, message, self._settings)
         self._table.take_slots(policy, message.num_envs)
         try:

@@ -248,6 +248,8 @@ class Session:
 
     def executed(self, message: ps.Executed) -> None:
         """Take note of what was executed in answer to the last step."""
+        if self.policy.spec.kind is PolicyKind.WORLD:
+            raise ExecutedUnknownError(f"step {message.seq} is a world's: its steps bring the actions themselves")
         if message.seq == 0 or message.seq != self.last_seq:
             raise ExecutedUnknownError(f"executed names step {message.seq}, the last step is {self.last_seq}")
         self.memory.tell(*check_executed(message, self.policy))

@@ -30,16 +30,19 @@ class LoadedPolicy:
         runtime: Runs it.
         time_model: Of its batches.
         sessions: Sessions that play on it; it is not unloaded before there are none.
+        is_world: Whether its steps bring the actions and its answers are frames.
         keeps_every_frame: True when some input may never be dropped (a world's actions).
     """
 
     runtime: Runtime
     time_model: TimeModel = field(default_factory=TimeModel)
     sessions: int = 0
+    is_world: bool = field(init=False)
     keeps_every_frame: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        self.keeps_every_frame = self.spec.kind is PolicyKind.WORLD or not all(s.droppable for s in self.spec.inputs)
+        self.is_world = self.spec.kind is PolicyKind.WORLD
+        self.keeps_every_frame = self.is_world or not all(s.droppable for s in self.spec.inputs)
 
     @property
     def spec(self) -> PolicySpec:

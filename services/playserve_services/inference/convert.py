@@ -29,7 +29,7 @@ from playserve_services.inference.sessions import Answer, DroppedStep, Frame, Se
 
 __all__ = [
     "answer_of", "codec_list", "executed_action", "live_rate", "open_settings", "result_message", "rollout_message",
-    "row_error", "sampling_settings", "step_error",
+    "row_error", "sampling_settings", "step_error", "world_action",
 ]  # fmt: skip
 
 
@@ -75,6 +75,16 @@ def executed_action(policy: LoadedPolicy, action: pb.Action, source: pb.ActionSo
     return (value,) if isinstance(value, int) else value
 
 
+def world_action(policy: LoadedPolicy, action: pb.Action) -> Executed:
+    """Return the action of a world's step.
+
+    Raises:
+        BadActionError: It is missing, or none of the policy's.
+    """
+    value = action_from_proto(action, policy.spec.action)
+    return (value,) if isinstance(value, int) else value
+
+
 def _microseconds(nanoseconds: int) -> int:
     return max(0, min(nanoseconds // 1000, 0xFFFFFFFF))
 
@@ -100,7 +110,8 @@ def result_message(answer: Answer, now_ns: int) -> ps.PlayResponse:
     message.episode_id = frame.episode_id
     _fill_times(message.times, answer, now_ns)
     if answer.decoded is None:
-        message.actions.add().index = answer.action[0]
+        if answer.action:  # else it is a world's
+            message.actions.add().index = answer.action[0]
     else:
         message.actions.append(action_to_proto(answer.decoded, answer.slot.session.policy.spec.action))
     for name, array in answer.outputs.items():
@@ -130,9 +141,9 @@ def answer_of(result: ps.StepResult, slot: Slot) -> Answer:
     """
     policy = slot.session.policy
     actions = [action_from_proto(action, policy.spec.action) for action in result.actions]
-    if not actions:
+    if not actions and not policy.is_world:
         raise BadActionError("an answer without an action")
-    first = actions[0]
+    first = actions[0] if actions else None
     frame = Frame(
         seq=result.seq,
         episode_id=result.episode_id,

@@ -16,7 +16,7 @@ from playserve.specs import DiscreteActionSpec, PolicyKind, PolicySpec
 from playserve_services.inference.sampling import uniforms
 from playserve_trainer.models.policy import Policy
 
-__all__ = ["DesktopDecoder", "Drawn", "Executed", "num_heads"]
+__all__ = ["DesktopDecoder", "Drawn", "Executed", "num_executed", "num_heads", "refuse_world"]
 
 _log = logging.getLogger(__name__)
 
@@ -33,17 +33,33 @@ class Drawn(Protocol):
 
 
 def num_heads(spec: PolicySpec, policy: Policy) -> int:
-    """Return the number of heads of a policy's action.
+    """Return the most numbers that a step draws: one a head; of a world one more, by which an episode begins.
 
     Raises:
-        NotImplementedHereError: It is a world, or does not say its heads.
+        NotImplementedHereError: It does not say its heads.
     """
-    if spec.kind is PolicyKind.WORLD:
-        raise NotImplementedHereError(f"policy {spec.name!r}: worlds are not served by this version")
     try:
-        return len(policy.heads())
+        return len(policy.heads()) + (spec.kind is PolicyKind.WORLD)
     except NotImplementedError as error:
         raise NotImplementedHereError(f"policy {spec.name!r}: {error}") from error
+
+
+def num_executed(spec: PolicySpec, policy: Policy) -> int:
+    """Return how many numbers a step is told of an action.
+
+    Raises:
+        NotImplementedHereError: It does not say its heads.
+    """
+    try:
+        return policy.executed_size()
+    except NotImplementedError as error:
+        raise NotImplementedHereError(f"policy {spec.name!r}: {error}") from error
+
+
+def refuse_world(spec: PolicySpec, how: str) -> None:
+    """Raise NotImplementedHereError where a policy is a world; `how` says what cannot be done with it."""
+    if spec.kind is PolicyKind.WORLD:
+        raise NotImplementedHereError(f"policy {spec.name!r} is a world, and {how}; it is played by PolicyService.Play")
 
 
 class DesktopDecoder:

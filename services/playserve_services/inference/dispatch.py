@@ -63,7 +63,8 @@ def plan_batch(policy: LoadedPolicy, slots: Sequence[Slot], now_ns: int, metrics
 
 def _take(policy: LoadedPolicy, slot: Slot, now_ns: int, metrics: Metrics) -> PlannedSlot:
     """Take the frames of one slot, and note those that will have no answer."""
-    # Lockstep answers every frame, so only one enters at a time; live takes all that the gap rule left.
+    # Lockstep answers every frame, so only one enters at a time; live takes all that the gap rule left. A world's enter
+    # one at a time as well: each costs a whole step, which others may share.
     live = slot.session.live
     count = len(slot.queue) if live and not policy.keeps_every_frame else 1
     frames = [slot.queue.popleft() for _ in range(count)]
@@ -72,6 +73,11 @@ def _take(policy: LoadedPolicy, slot: Slot, now_ns: int, metrics: Metrics) -> Pl
         if not older.observe_only:
             slot.dropped.append(DroppedStep(older.seq, stale=False, in_memory=True, ticks=older.ticks))
             slot.session.frames_dropped += 1
+    if live and policy.is_world and slot.overtaken(newest) and not newest.observe_only:
+        slot.dropped.append(DroppedStep(newest.seq, stale=False, in_memory=True, ticks=newest.ticks))
+        slot.session.frames_dropped += 1
+        newest.observe_only = True
+        metrics.dropped(slot.session, 1)
     if live and newest.budget and now_ns > newest.deadline_ns and not newest.observe_only:
         slot.dropped.append(DroppedStep(newest.seq, stale=True, in_memory=True, ticks=newest.ticks))
         newest.observe_only = True

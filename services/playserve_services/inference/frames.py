@@ -71,7 +71,7 @@ class Frame:
         observe_only: No answer wanted.
         capture_time_ns: The client's, echoed.
         settings: In force.
-        executed: What was executed before it, if that is known already.
+        executed: What was executed before it, if that is known already; of a world's step, its action.
         executed_known: Whether `executed` is settled; otherwise LOCKSTEP takes the last answer.
         executed_told: Whether the client said so itself.
     """
@@ -109,7 +109,7 @@ class Answer:
     Attributes:
         slot: Whose.
         frame: Which.
-        action: One number a head.
+        action: One number a head; empty of a world.
         log_prob: float32 [H] or None.
         value: Or None.
         outputs: Arrays by output name.
@@ -118,7 +118,7 @@ class Answer:
         queue_ns: Waiting.
         compute_ns: In the engine.
         batch_size: Rows of the batch.
-        decoded: The action itself where it is keyboard and mouse; None: `action` is an index.
+        decoded: The action itself where it is keyboard and mouse; None: `action` is an index, or empty.
     """
 
     slot: Slot

@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from playserve.actions import DesktopAction
 from playserve.errors import UnsupportedError
 from playserve.settings import ActionSource
-from playserve.specs import DesktopActionSpec, ImageFormat, PolicySpec
+from playserve.specs import DesktopActionSpec, ImageFormat, PolicyKind, PolicySpec
 from playserve_client.play.core import FramePlan
 from playserve_client.play.recorder import Recorder
 from playserve_services.inference.decoding import Executed
@@ -178,6 +178,8 @@ class SessionKeeper:
 
 def _image(spec: PolicySpec) -> str | None:
     """Return the name of the one picture that the policy sees; None where the format cannot hold such a game."""
+    if spec.kind is PolicyKind.WORLD:  # what there is to see is in its answers
+        return None
     pictures = [i.name for i in spec.inputs if i.image_format is ImageFormat.RGB8 and i.shape[0] > 0 and i.shape[1] > 0]
     return pictures[0] if len(pictures) == 1 and isinstance(spec.action, DesktopActionSpec) else None
 

@@ -352,6 +352,9 @@ class PlayStream:
             observe_only=step.observe_only,
             capture_time_ns=step.capture_time_ns,
         )
+        if session.policy.is_world:
+            frame.executed = convert.world_action(session.policy, step.action)
+            frame.executed_known = frame.executed_told = True
         if step.budget_us:
             frame.budget = True
             frame.deadline_ns = arrived_ns + step.budget_us * 1000

@@ -29,7 +29,7 @@ from playserve_services.aborting import abort
 from playserve_services.auth.gate import Caller
 from playserve_services.inference import convert
 from playserve_services.inference.core import InferenceCore, OpenRequest
-from playserve_services.inference.decoding import Executed
+from playserve_services.inference.decoding import Executed, refuse_world
 from playserve_services.inference.embedding import EpisodeInstructions, Waiting
 from playserve_services.inference.inbox import next_message
 from playserve_services.inference.loader import PolicyLoader
@@ -111,6 +111,7 @@ class RolloutStream:
         seed = message.seed if message.HasField("seed") else secrets.randbits(63)
         version = self._core.catalog.choose(message.policy, message.version, seed)
         policy = await self._loader.acquire(message.policy, version)
+        refuse_world(policy.spec, "a row of a rollout has no action for it")
         session = self._core.open(
             OpenRequest(
                 policy=policy,

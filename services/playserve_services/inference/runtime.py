@@ -17,8 +17,8 @@ from torch import Tensor
 
 from playserve.actions import Action
 from playserve.errors import BadSettingError
-from playserve.specs import PolicySpec
-from playserve_services.inference.decoding import DesktopDecoder, Executed, num_heads
+from playserve.specs import PolicyKind, PolicySpec
+from playserve_services.inference.decoding import DesktopDecoder, Executed, num_executed, num_heads
 from playserve_services.inference.graphs import (
     CompiledSteps,
     CudaGraphSteps,
@@ -56,7 +56,7 @@ class Row:
         reset: Whether the memory is empty before this frame.
         inputs: Arrays [*shape] by input name.
         executed: The action executed before this frame, one number a head, or as desktop policies play it; None:
-            unknown.
+            unknown. Of a world, the action of this step.
         seed: Of the sampling.
         counter: Frames that entered the memory under that seed before this one.
         temperature: Of the sampling.
@@ -84,7 +84,7 @@ class Rows:
     """What B rows gave.
 
     Attributes:
-        actions: B lists of one number a head.
+        actions: B lists of one number a head; empty ones of a world.
         log_probs: float32 [B, H], when wanted.
         values: float32 [B], when the policy has them.
         outputs: Arrays [B, ...] by output name.
@@ -113,7 +113,7 @@ class Runtime(Protocol):
 
     @property
     def heads(self) -> int:
-        """Numbers of an action."""
+        """Numbers that a step draws."""
 
     def run(self, rows: Sequence[Row], want_log_prob: bool) -> Rows:
         """Advance the rows' slots by one frame each, and draw actions. A slot appears at most once."""
@@ -175,7 +175,8 @@ class TorchRuntime:
         if graphs != "off" and self._buckets is None:
             raise BadSettingError(f"graphs {graphs!r} need batch buckets: a graph has one batch size")
         self._max_batch = max_batch
-        self._heads = num_heads(spec, policy)
+        self._heads, self._told = num_heads(spec, policy), num_executed(spec, policy)
+        self._is_world, self._said = spec.kind is PolicyKind.WORLD, len(policy.heads())
         self._decoder = DesktopDecoder.of(spec, policy, self._heads) if translates else None
         self._autocast = autocast
         for tensor in spec.inputs:
@@ -204,7 +205,7 @@ class TorchRuntime:
         fields += [
             Field("slot", (), np.dtype(np.int64)),
             Field("reset", (), np.dtype(np.bool_)),
-            Field("executed", (self._heads,), np.dtype(np.int64)),
+            Field("executed", (self._told,), np.dtype(np.int64)),
         ]
         if self._static:
             fields += [
@@ -253,7 +254,9 @@ class TorchRuntime:
             result = self._run_directly(rows, staged, want_log_prob)
         else:
             result = self._run_staged(self._steps, n, staged, want_log_prob)
-        if self._decoder is not None:
+        if self._is_world:  # what it drew is its own affair: nobody plays it
+            result.actions = [[] for _ in rows]
+        elif self._decoder is not None:
             result.decoded, result.executed = self._decoder.decode(rows, result.actions)
         return result
 
@@ -290,7 +293,7 @@ class TorchRuntime:
                     out = self._policy.step(inputs, arrays["executed"], memory, sampler)
             else:
                 out = self._policy.step(inputs, arrays["executed"], memory, sampler)
-        log_probs = sampler.log_probs()
+        log_probs = sampler.log_probs(self._said)
         return Rows(
             actions=out.actions_BH[:n].tolist(),
             log_probs=None if log_probs is None else log_probs[:n],
@@ -308,7 +311,7 @@ class TorchRuntime:
                     array[i] = row.inputs[name]
             host["slot"][:n] = [r.slot for r in rows]
             host["reset"][:n] = [r.reset for r in rows]
-            unknown = (UNKNOWN_ACTION,) * self._heads
+            unknown = (UNKNOWN_ACTION,) * self._told
             if self._decoder is None:
                 host["executed"][:n] = [r.executed or unknown for r in rows]
             else:
@@ -392,7 +395,7 @@ def check_context(spec: PolicySpec, context: Mapping[str, StateTensor]) -> Mappi
 def static_step(policy: Policy, pool: SlotPool, input_names: Sequence[str], autocast: bool) -> StepFunction:
     """Return a policy's step as a function of staged tensors alone, as graphs need it."""
     tensors, device_type = pool.tensors, policy.device().type
-    names = tuple(input_names)
+    names, said = tuple(input_names), len(policy.heads())
 
     def step(arrays: Mapping[str, Tensor]) -> Computed:
         sampler = StaticSampler(arrays["uniform"], arrays["inverse_temperature"], arrays["argmax"])
@@ -404,6 +407,6 @@ def static_step(policy: Policy, pool: SlotPool, input_names: Sequence[str], auto
                 out = policy.step(inputs, arrays["executed"], memory, sampler)
         else:
             out = policy.step(inputs, arrays["executed"], memory, sampler)
-        return Computed(out.actions_BH, sampler.log_probs_BH(), out.value_B, dict(out.outputs))
+        return Computed(out.actions_BH, sampler.log_probs_BH(said), out.value_B, dict(out.outputs))
 
     return step

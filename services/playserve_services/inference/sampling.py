@@ -6,7 +6,7 @@ another server can change an action. A counter is the number of frames that ente
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -59,6 +59,10 @@ def _log_prob(scaled_BA: Tensor, action_B: Tensor) -> Tensor:
     return torch.log_softmax(scaled_BA, -1).gather(-1, action_B[:, None])[:, 0].float()
 
 
+def _in_order(log_probs: Mapping[int, Tensor], heads: int | None) -> list[Tensor]:
+    return [log_probs[head] for head in sorted(log_probs) if heads is None or head < heads]
+
+
 class BatchSampler:
     """Draws the actions of one batch; a `playserve_trainer.models.policy.Sampler`.
 
@@ -98,7 +102,7 @@ class BatchSampler:
             else torch.tensor([[1.0 / t] for t in temperatures], device=device, dtype=torch.float64)
         )
         self._want = want_log_prob
-        self._log_probs: list[Tensor] = []
+        self._log_probs: dict[int, Tensor] = {}
 
     def __call__(self, logits_BA: Tensor, head: int) -> Tensor:
         """Return int64 [B], drawn from softmax(logits / temperature) by inversion of the cumulative distribution."""
@@ -114,14 +118,19 @@ class BatchSampler:
             if self._argmax_B is not None:
                 action_B = torch.where(self._argmax_B, logits_BA.argmax(-1), action_B)
         if self._want:
-            self._log_probs.append(_log_prob(scaled_BA, action_B))
+            self._log_probs[head] = _log_prob(scaled_BA, action_B)
         return action_B
 
-    def log_probs(self) -> npt.NDArray[np.float32] | None:
-        """Return float32 [B, heads drawn], or None when they were not wanted."""
-        if not self._log_probs:
+    def log_probs(self, heads: int | None = None) -> npt.NDArray[np.float32] | None:
+        """Return float32 [B, heads drawn] in the order of the heads, or None when they were not wanted.
+
+        Args:
+            heads: Leave out those from here on: a world draws one more where an episode of some row begins.
+        """
+        found = _in_order(self._log_probs, heads)
+        if not found:
             return None
-        result: npt.NDArray[np.float32] = torch.stack(self._log_probs, -1).cpu().numpy()
+        result: npt.NDArray[np.float32] = torch.stack(found, -1).cpu().numpy()
         return result
 
 
@@ -141,19 +150,20 @@ class StaticSampler:
 
     def __init__(self, u_BH: Tensor, inv_temp_B1: Tensor, argmax_B: Tensor) -> None:
         self._u_BH, self._inv_temp_B1, self._argmax_B = u_BH, inv_temp_B1, argmax_B
-        self._log_probs: list[Tensor] = []
+        self._log_probs: dict[int, Tensor] = {}
 
     def __call__(self, logits_BA: Tensor, head: int) -> Tensor:
         """Return int64 [B], one action a row."""
         scaled_BA = logits_BA.double() * self._inv_temp_B1
         drawn_B = _invert(scaled_BA, self._u_BH[:, head : head + 1])
         action_B = torch.where(self._argmax_B, logits_BA.argmax(-1), drawn_B)
-        self._log_probs.append(_log_prob(scaled_BA, action_B))
+        self._log_probs[head] = _log_prob(scaled_BA, action_B)
         return action_B
 
-    def log_probs_BH(self) -> Tensor | None:
-        """Return float32 [B, heads drawn], or None when nothing was drawn."""
-        return torch.stack(self._log_probs, -1) if self._log_probs else None
+    def log_probs_BH(self, heads: int | None = None) -> Tensor | None:
+        """Return float32 [B, heads drawn], or None when nothing was drawn; see :meth:`BatchSampler.log_probs`."""
+        found = _in_order(self._log_probs, heads)
+        return torch.stack(found, -1) if found else None
 
 
 def derive_seed(seed: int, episode_id: int) -> int:

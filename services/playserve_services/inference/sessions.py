@@ -95,7 +95,7 @@ class Slot:
     __slots__ = (
         "age", "begun", "busy", "counter", "dropped", "entered_seq", "entered_ticks", "episode_id", "fresh",
         "last_action", "last_answer", "lease", "missed_ticks", "pending_executed", "pending_seed", "queue", "queued",
-        "row", "seed", "seen_episode", "seen_seq", "session", "shed", "shed_steps",
+        "row", "seed", "seen_episode", "seen_seq", "session", "shed", "shed_steps", "shown_seq",
     )  # fmt: skip
 
     def __init__(self, lease: SlotLease, session: Session, row: int, episode_id: int, seed: int) -> None:
@@ -123,6 +123,7 @@ class Slot:
         self.dropped: list[DroppedStep] = []
         self.shed: Frame | None = None  # the last frame over the quota, until one that is not inherits from it
         self.shed_steps: list[DroppedStep] = []  # to be reported with the answer to that one
+        self.shown_seq = 0  # of a live world, the step that is answered next; those before it only move the world
 
     def ready(self) -> bool:
         """Whether it can be put into a batch now."""
@@ -153,7 +154,7 @@ class Slot:
         keeps_all = not session.live or session.policy.keeps_every_frame
         if keeps_all and len(self.queue) + self.busy >= max_in_flight:
             raise QueueFullError(f"{max_in_flight} steps wait unanswered, which is the most where none may be dropped")
-        if frame.episode_id == self.seen_episode:
+        if frame.episode_id == self.seen_episode and not session.policy.is_world:
             if self.pending_executed is not None and self.pending_executed[0] == self.seen_seq:
                 frame.executed = self.pending_executed[1]
                 frame.executed_known = frame.executed_told = True
@@ -193,6 +194,8 @@ class Slot:
         """Apply the gap rule to what waits, before a newer frame joins."""
         policy = self.session.policy
         rule = policy.spec.gap_rule
+        if policy.is_world:  # even one that is left behind has its actions: how many those are shall not hang on time
+            return
         while self.queue and self.queue[-1].episode_id < frame.episode_id:
             self._drop(self.queue.pop())  # the memory will be emptied anyway
         if policy.keeps_every_frame:
@@ -231,8 +234,11 @@ class Slot:
     def executed_at_rest(self) -> tuple[int, Executed] | None:
         """Return `pending_executed` as it is without the frames that wait.
 
-        What was executed after the last step in the memory was told once, and is not told again.
+        What was executed after the last step in the memory was told once, and is not told again. The steps of a world
+        bring their own actions.
         """
+        if self.session.policy.is_world:
+            return None
         first = self.queue[0] if self.queue else self.shed
         if first is not None:
             known = first.executed_known and first.episode_id == self.episode_id
@@ -249,7 +255,7 @@ class Slot:
         # The client sends them again, those too that a newer frame had displaced: they are not dropped yet.
         self.dropped = [step for step in self.dropped if step.seq <= self.entered_seq]
         self.missed_ticks = 0
-        self.seen_seq = self.entered_seq
+        self.seen_seq = self.shown_seq = self.entered_seq
         self.seen_episode = self.episode_id if self.pending_seed is None else self.pending_seed[0]
         return count
 
@@ -257,8 +263,10 @@ class Slot:
         """Note what was executed in answer to frame `seq`; None: nothing, or unknown.
 
         Raises:
-            ExecutedUnknownError: No such frame, or the frame after it is in the memory already.
+            ExecutedUnknownError: No such frame, or the frame after it is in the memory already; or it is a world.
         """
+        if self.session.policy.is_world:
+            raise ExecutedUnknownError(f"step {seq} is a world's: what is done in it is said by its steps' own actions")
         if seq == self.seen_seq and seq > 0:
             self.pending_executed = (seq, action)
             return
@@ -278,13 +286,23 @@ class Slot:
         """Begin a new episode with the next frame."""
         if episode_id <= self.seen_episode:
             raise EpisodeReusedError(f"episode {episode_id} came after episode {self.seen_episode}")
-        if self.session.live:
+        if self.session.live and not self.session.policy.is_world:
             while self.queue:
                 self._drop(self.queue.pop())
         self.shed = None  # it stays among the steps that are reported
         self.seen_episode = episode_id
         self.pending_executed = None
         self.pending_seed = (episode_id, seed)
+
+    def overtaken(self, frame: Frame) -> bool:
+        """Return whether a step of a live world has no answer of its own, because a newer one waits.
+
+        A step that waits when its turn comes is the next to be answered; those before it move the world all the same.
+        So whoever sends faster than the world can be computed still sees it, each time at the newest of their steps.
+        """
+        if frame.seq > self.shown_seq:
+            self.shown_seq = self.queue[-1].seq if self.queue else frame.seq
+        return frame.seq < self.shown_seq
 
     def enter(self, frame: Frame) -> tuple[bool, Executed, int]:
         """Account for a frame that goes into the engine now; return (reset, executed, counter).
@@ -303,7 +321,10 @@ class Slot:
             self.age = 0
             self.begun += 1
         self.age += 1
-        executed = None if reset else frame.executed if frame.executed_known else self.last_action
+        if self.session.policy.is_world:
+            executed = frame.executed
+        else:
+            executed = None if reset else frame.executed if frame.executed_known else self.last_action
         self.entered_ticks = 1 if reset else frame.ticks + frame.shed_ticks + self.missed_ticks
         self.missed_ticks = 0
         counter = self.counter

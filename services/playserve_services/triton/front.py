@@ -17,7 +17,7 @@ import torch
 from playserve.errors import BadSettingError, LayoutMismatchError, ServerUnavailableError
 from playserve.specs import PolicySpec
 from playserve_services.inference.catalog import LoadedPolicy
-from playserve_services.inference.decoding import DesktopDecoder, num_heads
+from playserve_services.inference.decoding import DesktopDecoder, num_heads, refuse_world
 from playserve_services.inference.instructions import InstructionCache
 from playserve_services.inference.runtime import Row, Rows, check_context
 from playserve_services.inference.slots import SlotPool
@@ -98,6 +98,7 @@ class TritonRuntime:
     def __init__(self, spec: PolicySpec, policy: Policy, pool: TritonPool, link: TritonLink) -> None:
         self.spec, self.pool = spec, pool
         self._link = link
+        refuse_world(spec, "Triton does not compute those")
         self._heads = num_heads(spec, policy)
         self._decoder = DesktopDecoder.of(spec, policy, self._heads)
         self._inputs = [tensor.name for tensor in spec.inputs]

@@ -25,7 +25,7 @@ from tritonclient.grpc import model_config_pb2 as triton
 from playserve.errors import StateError
 from playserve.files import write_text
 from playserve.specs import PolicySpec
-from playserve_services.inference.decoding import num_heads
+from playserve_services.inference.decoding import num_heads, refuse_world
 from playserve_services.triton.host import HostSettings
 from playserve_services.triton.sequence_config import add_input, add_output, describe_sequences, triton_dtype
 from playserve_services.triton.tensors import BLOB, CONTROL, INPUT, OUTPUT, ROW_TENSORS
@@ -109,10 +109,11 @@ def _sequence_config(settings: HostSettings, spec: PolicySpec, policy: Policy) -
 
 
 def _look(settings: HostSettings, version: str) -> tuple[PolicySpec, Policy, str]:
-    """Return the spec of a version of the store, its policy without weights, and its number."""
+    """Return the spec of a version of the store, its policy without weights, and its number; no world's."""
     store = CheckpointStore(settings.store)
     found = store.resolve(settings.policy, version)
     manifest = store.manifest(settings.policy, found)
+    refuse_world(manifest.policy_spec(), "there is no Triton model of it")
     policy = checkpoint.outline(manifest)
     if unknown := set(policy.context_inputs()) - {TICKS, INSTRUCTION}:
         raise StateError(f"policy {settings.policy} has context inputs {sorted(unknown)}, which do not travel")

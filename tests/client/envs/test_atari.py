@@ -129,6 +129,14 @@ def test_observation_stacks_single_frames_and_is_never_overwritten() -> None:
     np.testing.assert_array_equal(np.stack(observations), stack_frames(np.stack(frames), np.arange(7)))
 
 
+def test_policies_with_a_memory_of_their_own_may_see_single_frames() -> None:
+    stacked, single = AtariEnv("pong"), AtariEnv("pong", stack=1)
+    shown = [env.reset(seed=4)[0] for env in (stacked, single)]
+    assert single.observation_space.contains(shown[1])
+    np.testing.assert_array_equal(shown[0][..., -1:], shown[1])
+    np.testing.assert_array_equal(stacked.step(2)[0][..., -1:], single.step(2)[0])
+
+
 def test_screen_ram_and_names() -> None:
     env = AtariEnv("breakout")
     env.reset(seed=1)

@@ -26,11 +26,10 @@ from playserve.errors import (
     PolicyNotFoundError,
     StepFailedError,
     UnauthenticatedError,
-    UnsupportedError,
 )
 from playserve.settings import Pace
 from playserve.specs import DiscreteActionSpec, GapMode, GapRule, PolicyKind, PolicySpec, TensorSpec
-from playserve.testing import FakePolicy, FakePolicyServer, StepContext, default_spec, desktop_spec
+from playserve.testing import FakePolicy, FakePolicyServer, FakeReply, StepContext, default_spec, desktop_spec
 from playserve_client.commands import load as command
 from playserve_client.load.frames import random_frames, recorded_frames
 from playserve_client.load.plan import LoadShape, sessions
@@ -389,17 +388,41 @@ def test_a_missed_goal_is_an_exit_status(capsys: pytest.CaptureFixture[str]) -> 
     assert "passed  not errors>0" in printed
 
 
-def test_what_makes_no_sense_is_refused_before_a_session_is_opened() -> None:
+def test_a_world_is_played_with_random_actions(capsys: pytest.CaptureFixture[str]) -> None:
+    spec = PolicySpec(
+        name="w", family="fake", kind=PolicyKind.WORLD, inputs=(), action=DiscreteActionSpec(n=5), version="1",
+        rate_hz=50.0, uses_executed_actions=True,
+    )  # fmt: skip
+    done: list[tuple[Any, Any]] = []
+
+    def dream(inputs: Any, context: StepContext) -> FakeReply:
+        done.append((context.session_id, context.action))
+        return FakeReply(outputs={"frame": np.zeros((2, 2, 3), np.uint8)})
+
+    with FakePolicyServer({"w": FakePolicy(spec=spec, handler=dream)}) as server:
+        args = arguments(
+            server.address, "--policy", "w", "--sessions", "2", "--seconds", "0.6", "--warmup", "0.1",
+            "--fail-on", "errors>0", "--fail-on", "refused>0",
+        )  # fmt: skip
+        assert command.run(args) == 0, capsys.readouterr().out
+    assert len({session for session, _ in done}) == 2
+    assert {action for _, action in done} <= set(range(5))
+    assert len({action for _, action in done}) > 1
+
+
+def test_what_makes_no_sense_is_refused_before_a_session_is_opened(tmp_path: Path) -> None:
     world = PolicySpec(
         name="w", family="fake", kind=PolicyKind.WORLD, inputs=(), action=DiscreteActionSpec(n=2), version="1"
     )
     seen = Seen()
     policies = {"p": FakePolicy(spec=SPEC, handler=seen), "w": FakePolicy(spec=world, handler=seen)}
+    frames = tmp_path / "frames.npy"
+    np.save(frames, np.zeros((1, 2), np.uint8))
     with FakePolicyServer(policies) as server:
         with pytest.raises(PolicyNotFoundError):
             command.run(arguments(server.address, "--policy", "nope"))
-        with pytest.raises(UnsupportedError, match="world"):
-            command.run(arguments(server.address, "--policy", "w"))
+        with pytest.raises(BadSettingError, match="world"):
+            recorded_frames(frames, world)
         for given in (["--session-rate", "3"], ["--ramp", "1:2:3", "--sessions", "3"], ["--rate-hz", "0"],
                       ["--processes", "0"], ["--fail-on", "p99"], ["--ramp", "1:2"], ["--seconds", "0"]):  # fmt: skip
             with pytest.raises(BadSettingError):

@@ -8,13 +8,17 @@ from typing import Any
 
 import torch
 from desktop_policy import DesktopPolicy
+from tiny_world import TinyWorld
 
 from playserve.specs import Codec, ImageFormat, PolicySpec
 from playserve_trainer.models.atari import AtariConfig, AtariPolicy
 from playserve_trainer.models.policy import Policy, StepOutput
 from playserve_trainer.models.tiny_recurrent import TinyRecurrentConfig, TinyRecurrentPolicy
 
-__all__ = ["atari", "catch_up", "desktop", "desktop_catch_up", "desktop_live", "frames", "live", "memory"]
+__all__ = [
+    "atari", "catch_up", "desktop", "desktop_catch_up", "desktop_live", "frames", "live", "memory", "world",
+    "world_agent", "world_desktop",
+]  # fmt: skip
 
 SLOW_STEP_S = 0.03
 
@@ -81,3 +85,19 @@ def atari() -> Policy:
     """An untrained net for Freeway's three actions."""
     torch.manual_seed(5)
     return AtariPolicy(AtariConfig(game="freeway", num_actions=3, width=4, action_names=("NOOP", "UP", "DOWN")))
+
+
+def world() -> Policy:
+    """A world with six actions at 20 Hz, slow enough that actions wait behind each other."""
+    return TinyWorld(step_s=SLOW_STEP_S)
+
+
+def world_desktop() -> Policy:
+    """A world that is played with keyboard and mouse."""
+    return TinyWorld(side=32, desktop=True)
+
+
+def world_agent() -> Policy:
+    """An agent for the world's six actions, which sees frames 84 x 84 in colour."""
+    torch.manual_seed(6)
+    return _Frames(TinyRecurrentConfig(hidden=12, observation_shape=(84, 84, 3), num_actions=6))

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from playserve.actions import DesktopAction
 from playserve.settings import MouseDecode, SamplingMode
 from playserve.specs import (
@@ -26,6 +28,7 @@ from playserve.specs import (
     GapMode,
     GapRule,
     ImageFormat,
+    PolicyKind,
     PolicySpec,
     TensorSpec,
 )
@@ -183,6 +186,34 @@ def _spec(
     )  # fmt: skip
 
 
+def _dream(inputs: dict[str, Any], context: StepContext) -> FakeReply:
+    """Show a digest of everything that was done in the world, and of the seed."""
+    digest = hashlib.blake2b(context.state.get("seen", f"{context.seed}".encode()), digest_size=48)
+    digest.update(_said(context.action).encode())
+    context.state["seen"] = digest.digest()
+    frame = np.frombuffer(digest.digest(), np.uint8).reshape(4, 4, 3)
+    outputs = {
+        "frame": frame,
+        "reward": np.float32(frame[0, 0, 0] / 256),
+        "terminated": np.bool_(False),
+        "uncertainty": np.float32(frame[0, 0, 1] / 256),
+    }
+    return FakeReply(actions=(), outputs={name: np.asarray(value) for name, value in outputs.items()}, log_prob=(-1.0,))
+
+
+def _world(name: str, action: ActionSpec) -> FakePolicy:
+    outputs = (
+        TensorSpec(name="frame", dtype="uint8", shape=(4, 4, 3), image_format=ImageFormat.RGB8),
+        *(TensorSpec(name=n, dtype=d, shape=()) for n, d in (("reward", "float32"), ("terminated", "bool"),
+                                                            ("uncertainty", "float32"))),
+    )  # fmt: skip
+    spec = PolicySpec(
+        name=name, family="fake", kind=PolicyKind.WORLD, inputs=(), outputs=outputs, action=action, rate_hz=20.0,
+        context_frames=0, uses_executed_actions=True,
+    )  # fmt: skip
+    return FakePolicy(spec=spec, handler=_dream, slots=32)
+
+
 def fake_server() -> FakePolicyServer:
     """Return a fake server with the same kinds of policies as the real one, not started."""
     both = (Codec.LZ4, Codec.JPEG)
@@ -205,6 +236,8 @@ def fake_server() -> FakePolicyServer:
                 handler=_slowly,
                 slots=32,
             ),
+            "world": _world("world", DiscreteActionSpec(n=6)),
+            "world_desktop": _world("world_desktop", _DESKTOP),
         },
         max_message_bytes=4 * 1024 * 1024,
         max_steps_in_flight=8,

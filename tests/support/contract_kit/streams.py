@@ -17,7 +17,7 @@ from playserve.v1 import types_pb2 as pb
 
 __all__ = [
     "Play", "Rollout", "Stream", "comparable", "observation", "played", "reason_of", "retry_after_s", "status_of",
-    "step_message",
+    "step_message", "world_action",
 ]  # fmt: skip
 
 DOMAIN = "playserve.v1"
@@ -70,16 +70,33 @@ def observation(spec: pb.PolicySpec, index: int, rows: int | None = None, codec:
 
 
 def step_message(spec: pb.PolicySpec, seq: int, **fields: Any) -> ps.Step:
-    """Return a valid step: its observation is that of its seq."""
+    """Return a valid step: its observation is that of its seq; so is its action where the policy is a world."""
     fields.setdefault("inputs", observation(spec, seq))
+    if spec.kind == pb.POLICY_KIND_WORLD:
+        fields.setdefault("action", world_action(spec, seq))
     return ps.Step(seq=seq, **fields)
+
+
+def world_action(spec: pb.PolicySpec, seq: int) -> pb.Action:
+    """Return what is done in the `seq`-th step of the suite's world, the same for everybody."""
+    rng = np.random.default_rng([seq, 7])
+    if spec.action.WhichOneof("kind") == "discrete":
+        return pb.Action(index=int(rng.integers(spec.action.discrete.n)))
+    desktop = spec.action.desktop
+    return pb.Action(
+        desktop=pb.DesktopAction(
+            keys=sorted(key for key in desktop.keys if rng.random() < 0.5),
+            mouse_dx_px=float(np.round(rng.uniform(-1, 1) * desktop.max_mouse_px)),
+        )
+    )
 
 
 def comparable(result: ps.StepResult) -> tuple[Any, ...]:
     """Return what two equal steps of equal sessions must agree on."""
     log_prob = [round(value, 4) for value in result.log_prob]
     value = round(result.value, 3) if result.HasField("value") else None
-    return (result.seq, [played(action) for action in result.actions], log_prob, value, result.episode_id)
+    shown = [(tensor.name, tuple(tensor.shape), tensor.data) for tensor in result.outputs]
+    return (result.seq, [played(action) for action in result.actions], log_prob, value, result.episode_id, shown)
 
 
 def played(action: pb.Action) -> Any:

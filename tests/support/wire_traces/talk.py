@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from contract_kit.streams import observation
+from contract_kit.streams import step_message
 
 from playserve.v1 import policy_service_pb2 as ps
 from playserve.v1 import types_pb2 as pb
@@ -29,7 +29,11 @@ def random_requests(
             seq += rng.choice([1, 1, 2])
             requests.append(_step(spec, seq, episode, rng))
         elif kind == "executed" and seq:
-            done = ps.Executed(seq=seq, action=pb.Action(index=1), source=pb.ACTION_SOURCE_HUMAN)
+            done = ps.Executed(seq=seq, source=pb.ACTION_SOURCE_HUMAN)
+            if spec.action.WhichOneof("kind") == "discrete":
+                done.action.index = 1
+            else:
+                done.action.desktop.mouse_dx_px = 1.0
             requests.append(ps.PlayRequest(executed=done))
         elif kind == "configure":
             requests.append(ps.PlayRequest(configure=ps.Configure(sampling=pb.Sampling(temperature=0.5))))
@@ -39,16 +43,16 @@ def random_requests(
             episode += 1
             if kind == "reset":
                 requests.append(ps.PlayRequest(reset=ps.Reset(episode_id=episode, seed=3)))
-    last = ps.Step(seq=seq + 1, episode_id=episode, inputs=observation(spec, seq + 1), budget_us=_BUDGET_US)
+    last = step_message(spec, seq + 1, episode_id=episode, budget_us=_BUDGET_US)
     return [*requests, ps.PlayRequest(step=last), ps.PlayRequest(close=ps.Close())]
 
 
 def _step(spec: pb.PolicySpec, seq: int, episode: int, rng: random.Random) -> ps.PlayRequest:
     return ps.PlayRequest(
-        step=ps.Step(
-            seq=seq,
+        step=step_message(
+            spec,
+            seq,
             episode_id=episode,
-            inputs=observation(spec, seq),
             ticks=rng.choice([0, 1, 3]),
             observe_only=rng.random() < 0.2,
             capture_time_ns=seq,

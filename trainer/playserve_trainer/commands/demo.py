@@ -20,14 +20,17 @@ SUMMARY = "Train, publish, serve and play agents for Freeway, Breakout, NetHack 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     add = parser.add_argument
-    add("what", nargs="?", choices=["games", "doom"], default="games", help="games: Freeway, Breakout, NetHack, Doom "
-        "(default); doom: a policy for keyboard, mouse and instructions")  # fmt: skip
+    add("what", nargs="?", choices=["games", "doom", "world"], default="games", help="games: Freeway, Breakout, "
+        "NetHack, Doom (default); doom: a policy for keyboard, mouse and instructions; world: a world model that is "
+        "played in")  # fmt: skip
     add("--out", type=Path, help="folder of everything; the same command goes on there (default runs/demo, or "
-        "runs/demo-doom, or with --full runs/doom)")  # fmt: skip
+        "runs/demo-doom or runs/demo-world, or with --full runs/doom)")  # fmt: skip
     add("--fresh", action="store_true", help="throw away what an earlier demo left in --out")
     add("--quick", action="store_true", help="a minute instead of fourteen: every part runs, but nothing is learnt")
     add("--full", action="store_true", help="doom: the whole recipe of an hour, with every measurement after it")
-    add("--checkpoint", type=Path, metavar="DIR", help="doom: play this checkpoint, and record and train nothing")
+    add("--checkpoint", type=Path, metavar="DIR", help="doom, world: use this checkpoint, and record and train "
+        "nothing")  # fmt: skip
+    add("--agent", type=Path, metavar="DIR", help="world: checkpoint of an agent that plays in it")
     add(
         "--game",
         action="append",
@@ -44,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     console = Console(soft_wrap=True, highlight=False)
     try:
         with sigterm_interrupts():
-            return _doom(args, console) if args.what == "doom" else _games(args, console)
+            return {"games": _games, "doom": _doom, "world": _world}[args.what](args, console)
     except KeyboardInterrupt:
         console.print("\ninterrupted; the same command goes on from here")
         return 130
@@ -54,8 +57,8 @@ def _games(args: argparse.Namespace, console: Console) -> int:
     from playserve_trainer.demo.pipeline import run_demo
     from playserve_trainer.demo.plan import FULL_PLAN, QUICK_PLAN
 
-    if args.full or args.checkpoint:
-        raise BadSettingError("--full and --checkpoint are for `playserve demo doom`")
+    if args.full or args.checkpoint or args.agent:
+        raise BadSettingError("--full, --checkpoint and --agent are for `playserve demo doom` and `demo world`")
     plan = QUICK_PLAN if args.quick else FULL_PLAN
     if args.game:
         plan = plan.only(args.game)
@@ -69,10 +72,24 @@ def _doom(args: argparse.Namespace, console: Console) -> int:
     from playserve_trainer.demo.doom.pipeline import run_doom
     from playserve_trainer.demo.doom.plan import DEMO_PLAN, FULL_PLAN, QUICK_PLAN
 
-    if args.game:
-        raise BadSettingError(f"--game {args.game[0]} is for `playserve demo games`")
+    if args.game or args.agent:
+        raise BadSettingError("--game is for `playserve demo games`, --agent for `playserve demo world`")
     if args.full and args.quick:
         raise BadSettingError("--full and --quick: give one of them")
     plan = FULL_PLAN if args.full else QUICK_PLAN if args.quick else DEMO_PLAN
     out = args.out or Path("runs/doom" if args.full else "runs/demo-doom")
     return run_doom(plan, out, console, fresh=args.fresh, checkpoint=args.checkpoint)
+
+
+def _world(args: argparse.Namespace, console: Console) -> int:
+    import av  # noqa: F401 - the missing-extra hint again
+
+    from playserve_trainer.demo.world import WorldPlan, run_world
+
+    if args.game or args.full:
+        raise BadSettingError("--game and --full are not for `playserve demo world`")
+    if args.checkpoint is None:
+        raise BadSettingError("`playserve demo world` trains nothing yet: give --checkpoint DIR, a world's")
+    plan = WorldPlan(name="quick", films=1, film_frames=30, episodes=2, episode_steps=50) if args.quick else WorldPlan()
+    out = args.out or Path("runs/demo-world")
+    return run_world(plan, out, console, checkpoint=args.checkpoint, agent=args.agent, fresh=args.fresh)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ _DEFAULT_RESAMPLES = 1000
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the subcommands fit, forecast and report."""
+    """Add the subcommands fit, forecast, report and meta."""
     commands = parser.add_subparsers(dest="laws_command", required=True, metavar="ACTION")
     fit = commands.add_parser("fit", help="every estimator with intervals, and the hold-out")
     forecast = commands.add_parser("forecast", help="best size, data and loss at a larger budget, with intervals")
@@ -31,6 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         _add_options(sub)
     for sub in (fit, forecast):
         sub.add_argument("--json", metavar="FILE", type=Path, help="also write everything as JSON")
+    _configure_meta(commands.add_parser("meta", help="does loss stand for return? Correlations with intervals"))
     forecast.add_argument("--flops", type=float, action="append", required=True, help="budget to forecast (repeatable)")
     for sub in (fit, report):
         sub.add_argument("--flops", type=float, action="append", default=[], help="budget to forecast (repeatable)")
@@ -38,6 +40,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     report.add_argument("--title", default="Scaling laws", help="of the page")
     report.add_argument("--cited", action="append", default=[], metavar="TEXT",
         help="a published baseline to name, labelled as cited (repeatable)")  # fmt: skip
+
+
+def _configure_meta(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("cells", nargs="+", help="a grid's folder, or a .csv, .parquet or .json table")
+    parser.add_argument("--resamples", type=int, default=_DEFAULT_RESAMPLES, help="draws of an interval (default 1000)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws")
+    parser.add_argument("--processes", type=int, default=0, help="that compute (default: the number of cores)")
+    parser.add_argument("--task", help="only this task of the table")
+    parser.add_argument("--column", metavar="NAME", help="correlate this column of the tables, not the return")
+    parser.add_argument(
+        "--run-per-size", action="store_true",
+        help="the table names no runs, and each size was trained once: its cells are drawn together",
+    )  # fmt: skip
+    parser.add_argument("--json", metavar="FILE", type=Path, help="also write everything as JSON")
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -68,6 +84,8 @@ def run(args: argparse.Namespace) -> int:
     from playserve_trainer.laws.forecasting import check_distance
     from playserve_trainer.laws.reading import read_tables
 
+    if args.laws_command == "meta":
+        return _meta(args)
     table = read_tables(args.cells)
     if args.task:
         table = table.only("task", args.task)
@@ -96,13 +114,40 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _meta(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from playserve.files import write_json
+    from playserve_trainer.laws.meta import meta_analysis
+    from playserve_trainer.laws.reading import read_tables
+    from playserve_trainer.laws.tables import print_meta
+
+    _check_counts(args, ("resamples", "processes", "seed"))
+    table = read_tables(args.cells, quality=args.column)
+    if args.task:
+        table = table.only("task", args.task)
+    found = meta_analysis(
+        table, resamples=args.resamples, seed=args.seed, processes=args.processes or len(os.sched_getaffinity(0)),
+        run_per_size=args.run_per_size,
+    )  # fmt: skip
+    found["quality"] = args.column or "return"
+    if args.json:
+        write_json(args.json, found)
+    print_meta(Console(), found)
+    return 0
+
+
+def _check_counts(args: argparse.Namespace, names: Sequence[str]) -> None:
+    for name in names:
+        if getattr(args, name) < 0:
+            raise BadSettingError(f"--{name} is at least 0, not {getattr(args, name)}")
+
+
 def _options(args: argparse.Namespace) -> FitOptions:
     from playserve_trainer.laws.estimators import Settings
     from playserve_trainer.laws.fitting import FitOptions
 
-    for name, least in (("resamples", 0), ("starts", 0), ("processes", 0), ("seed", 0)):
-        if getattr(args, name) < least:
-            raise BadSettingError(f"--{name} is at least {least}, not {getattr(args, name)}")
+    _check_counts(args, ("resamples", "starts", "processes", "seed"))
     bad = [value for value in args.flops if not (value > 0 and math.isfinite(value))]
     if bad:
         raise BadSettingError(f"--flops is a number above 0, not {bad[0]}")

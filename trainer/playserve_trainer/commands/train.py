@@ -33,7 +33,10 @@ __all__ = ["SUMMARY", "configure", "run"]
 SUMMARY = "Train a policy on recorded episodes."
 
 # Scores that the summary on the screen has room for.
-_SHOWN_SCORES = ("test_loss", "ce_key", "ce_button", "ce_dx", "ce_dy", "rce_key")
+_SHOWN_SCORES = (
+    "test_loss", "ce_key", "ce_button", "ce_dx", "ce_dy", "rce_key", "psnr", "ssim", "codes_used", "perplexity",
+    "probe_error", "probe_error_pixels",
+)  # fmt: skip
 
 # Flags that are no settings of the run.
 _NO_SETTINGS = ("command", "family", "processes", "publish", "resume", "run", "store")

@@ -27,7 +27,8 @@ class Batch:
         inputs: Input tensors [B, T, *shape] by name, in the dtypes of the policy's spec.
         executed_BTH: int64, the action executed before each step, UNKNOWN_ACTION where there is none.
         first_BT: bool, steps that begin an episode, or a sequence whose past is not to be remembered.
-        labels_BTH: int64, the expert's actions, IGNORED_LABEL where there is none to learn.
+        labels_BTH: int64, the expert's actions (of tokenizers int16, the frames' pixels), IGNORED_LABEL where there is
+            none to learn.
         samples: Steps in the batch that count as data (D); padding does not.
         episodes_BT: int64, the number of each step's episode, where a source was asked to say it (held-out losses by
             episode); else None.

@@ -47,6 +47,7 @@ class Cell:
         params: N.
         params_non_embedding: N without embedding tables.
         samples: D, repeats counted.
+        tokens_seen: D in tokens, as 6ND counts it; None in cells of before there was a difference: `samples`.
         unique_samples: Samples behind D.
         epochs: D over unique samples.
         loss: Held-out loss of a labelled step; None where nothing is held out (learning from play).
@@ -111,6 +112,7 @@ class Cell:
     stop: str
     flops_run: int | None = None
     predicted_wall_s: float | None = None
+    tokens_seen: int | None = None
     device: str = ""
     precision: str = ""
     threads: int = 0

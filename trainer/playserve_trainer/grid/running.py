@@ -268,13 +268,14 @@ class _AtWork:
         directory = self.folder.run(run.name) / name
         version = publish_once(self.hands.store, cell.cell, directory)
         predicted = round(cell.budget / run.prediction.flops_per_s, 1) if run.prediction else None
+        tokens = point.samples * self.trainer.policy.tokens_per_sample()
         write_cell(
             self.folder.cells,
             Cell(
-                cell=cell.cell, run=run.name, study=study.study, tier=study.tier, family=study.family, task=run.task,
-                variant=run.variant, size=run.size, unique=run.unique, budget=cell.budget, seed=run.seed,
+                cell=cell.cell, run=run.name, study=study.study, tier=study.tier, family=self.config.family,
+                task=run.task, variant=run.variant, size=run.size, unique=run.unique, budget=cell.budget, seed=run.seed,
                 held_out=cell.held_out, flops=point.flops, flops_convention=CONVENTION,
-                flops_6nd=6 * run.params * point.samples, params=run.params,
+                flops_6nd=6 * run.params * tokens, params=run.params, tokens_seen=tokens,
                 params_non_embedding=run.params_non_embedding, samples=point.samples, unique_samples=unique,
                 epochs=point.samples / unique, loss=point.loss, loss_se=point.loss_se, accuracy=point.accuracy,
                 labels=point.labels, wall_s=point.wall_s, lr=self.rate.lr, lr_at_edge=self.rate.at_edge,

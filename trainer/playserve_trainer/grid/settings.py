@@ -28,21 +28,18 @@ def measure_sizes(study: Study, data: str) -> Measure:
         study: The study.
         data: Folder of the recordings; of some families one of them is looked at.
     """
-    recipe = recipe_of(study.family)
 
     @functools.cache
     def measure(task: str, variant: str, size: Size) -> SizeFacts:
-        from torch import nn
-
         from playserve_trainer.flops import count_flops
 
+        recipe = recipe_of(study.family_of(variant))
         given = {**_given(study, task, variant, size, data), "data": data, "out": "", "max_steps": 1}
         config = TrainConfig.from_json(recipe.settings(given))
         policy = recipe.sketch(config)
-        embeddings = sum(m.weight.numel() for m in policy.modules() if isinstance(m, nn.Embedding))
         return SizeFacts(
             params=policy.num_params(),
-            params_non_embedding=policy.num_params() - embeddings,
+            params_non_embedding=policy.num_params_without_embeddings(),
             flops_per_sample=count_flops(policy, config.sequence_length).training,
             batch_size=config.batch_size,
             sequence_length=config.sequence_length,
@@ -70,7 +67,7 @@ def run_config(plan: Plan, run: Run, out: Path, *, lr: float, threads: int = 0, 
         "max_flops": run.flops,
     }  # fmt: skip
     # data_share is no flag of every recipe's settings, but a setting of every run.
-    return TrainConfig.from_json({**recipe_of(study.family).settings(given), "data_share": run.unique})
+    return TrainConfig.from_json({**recipe_of(study.family_of(run.variant)).settings(given), "data_share": run.unique})
 
 
 def training_of(study: Study, name: str, ours: Collection[str]) -> dict[str, Any]:
@@ -91,8 +88,8 @@ def _given(study: Study, task: str, name: str, size: Size, data: str) -> dict[st
     """Return what would be given to ``playserve train`` for a size of a variant; "{data}" in texts is the folder."""
     variant, training = study.variants[name], training_of(study, name, _OURS)
     given = {
-        recipe_of(study.family).TASK_FLAG: task, **training, **variant.options, study.size.dial: size, **variant.model,
-        "held_out": study.evaluation.held_out, "eval_every_steps": 0, "schedule": "constant",
+        recipe_of(study.family_of(name)).TASK_FLAG: task, **training, **variant.options, study.size.dial: size,
+        **variant.model, "held_out": study.evaluation.held_out, "eval_every_steps": 0, "schedule": "constant",
     }  # fmt: skip
     return {name: _placed(value, data) for name, value in given.items()}
 

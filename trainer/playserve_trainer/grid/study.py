@@ -199,6 +199,7 @@ class Variant:
 
     Attributes:
         title: For people.
+        family: Model family, if it is another one than the study's; its size dial is the same flag.
         model: Flags of the model.
         options: Flags of the family's options.
         training: Training settings; with `lr` nothing is tuned. "{data}" in a text stands for the study's folder of
@@ -211,6 +212,7 @@ class Variant:
     """
 
     title: str = ""
+    family: str = ""
     model: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -298,6 +300,10 @@ class Study:
         for name, variant in self.variants.items():
             if strange := sorted(set(variant.budgets) - set(self.budgets)):
                 raise BadSettingError(f"{where}: variant {name} has budgets {strange}, which are none of the study's")
+
+    def family_of(self, variant: str) -> str:
+        """Return the model family of a variant."""
+        return self.variants[variant].family or self.family
 
 
 def packaged_studies(package: str = "playserve_trainer.grid") -> dict[str, str]:

@@ -12,13 +12,17 @@ import numpy as np
 
 from playserve.errors import BadSettingError, DataLossError, NotFoundError, NotImplementedHereError
 from playserve_trainer.laws.refusals import TooFewCellsError
-from playserve_trainer.laws.table import CellTable, Clusters, joined
+from playserve_trainer.laws.table import ALIASES, CellTable, Clusters, joined
 
 __all__ = ["read_cells", "read_tables"]
 
 
-def read_cells(source: str | Path) -> CellTable:
+def read_cells(source: str | Path, *, quality: str | None = None) -> CellTable:
     """Return the table in a grid's folder (cells/*.json, returns/**/*.json), a .csv, .parquet or .json file.
+
+    Args:
+        source: Of the table.
+        quality: Column of a file that takes the place of the return; None: the return is the return.
 
     Raises:
         NotFoundError: It is not there.
@@ -29,27 +33,42 @@ def read_cells(source: str | Path) -> CellTable:
     """
     path = Path(source)
     if path.is_dir():
+        if quality is not None:
+            raise BadSettingError(f"{path} is a grid: a column {quality!r} in the return's place wants a table's file")
         return _read_grid(path)
     if not path.exists():
         raise NotFoundError(f"{path} is not there; wanted: a grid's folder, or a .csv, .parquet or .json table")
     readers = {".csv": _read_csv, ".parquet": _read_parquet, ".json": _read_json}
     if path.suffix not in readers:
         raise BadSettingError(f"{path}: a table is a grid's folder or one of {', '.join(readers)}, not {path.suffix!r}")
-    return CellTable.from_columns(readers[path.suffix](path), source=str(path))
+    columns = readers[path.suffix](path)
+    return CellTable.from_columns(columns if quality is None else _with_quality(columns, quality), source=str(path))
 
 
-def read_tables(sources: Sequence[str | Path]) -> CellTable:
-    """Return one table of several sources.
+def read_tables(sources: Sequence[str | Path], *, quality: str | None = None) -> CellTable:
+    """Return one table of several sources; arguments as of :func:`read_cells`.
 
     Raises:
         PlayserveError: As :func:`read_cells`.
         BadSettingError: They count FLOPs in different ways.
     """
-    tables = [read_cells(source) for source in sources]
+    tables = [read_cells(source, quality=quality) for source in sources]
     conventions = sorted({table.convention for table in tables})
     if len(conventions) > 1:
         raise BadSettingError(f"the tables count FLOPs in different ways: {'; '.join(conventions)}")
     return joined(tables)
+
+
+def _with_quality(columns: Mapping[str, Sequence[object]], quality: str) -> Mapping[str, Sequence[object]]:
+    """Return the columns with one of them in the return's place."""
+    if quality not in columns:
+        raise BadSettingError(f"there is no column {quality!r}; there are {', '.join(columns)}")
+    returns = {"return_mean", "return_se", "return_n"}
+    kept = {
+        name: values for name, values in columns.items()
+        if (small := name.strip().lower()) not in returns and ALIASES.get(small) not in returns
+    }  # fmt: skip
+    return {**kept, "return_mean": columns[quality]}
 
 
 def _read_csv(path: Path) -> Mapping[str, Sequence[object]]:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from playserve_trainer.laws import rows
 
-__all__ = ["print_fit", "print_forecasts"]
+__all__ = ["print_fit", "print_forecasts", "print_meta"]
 
 _WORDS = {"law", "number", "task", "first", "second", "verdict", "size", ""}
 
@@ -48,6 +48,37 @@ def print_forecasts(console: Console, found: Mapping[str, Any]) -> None:
             _print(console, table, f"Forecasts, {rows.group_name(group)}")
         for line in refused:
             console.print(f"{rows.group_name(group)}: {line}", markup=False)
+
+
+def print_meta(console: Console, found: Mapping[str, Any]) -> None:
+    """Print the correlations of loss with return of every task."""
+    for group in found["groups"]:
+        name = group["task"] or "all tasks"
+        title = f"{name}: loss and {found['quality']}, {group['cells']} cells of {group['runs']} runs"
+        table = Table(title=title, title_justify="left")
+        for column in ("", "cells", "Pearson of logarithms", "Spearman"):
+            table.add_column(column, justify="left" if not column else "right")
+        parts = [("all cells", group["all"]), ("least loss of each budget", group["optimum"])]
+        for key, one, mean in (
+            ("within_budgets", "budget", "mean within a budget"), ("within_sizes", "N", "mean within a size")
+        ):  # fmt: skip
+            parts.append((mean, group[key]["mean"]))
+            parts += [(f"  {one} {value}", of) for value, of in group[key]["each"].items() if of is not None]
+        for label, of in parts:
+            cells = "" if of is None or "cells" not in of else str(of["cells"])
+            table.add_row(label, cells, *(_correlation(of, kind) for kind in ("pearson", "spearman")))
+        console.print(table)
+        for line in group["notes"]:
+            console.print(f"- {line}", markup=False)
+    if found["cells_left_out"]:
+        console.print(f"{found['cells_left_out']} cells without a loss or a {found['quality']} are left out")
+
+
+def _correlation(of: Mapping[str, Any] | None, kind: str) -> str:
+    if of is None or kind not in of:
+        return "-"
+    low, high = of[kind]["low"], of[kind]["high"]
+    return f"{of[kind]['value']:.3f}" + ("" if low is None else f" ({low:.3f} to {high:.3f})")
 
 
 def _print(console: Console, of: rows.Rows, title: str = "") -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -37,6 +37,7 @@ __all__ = [
     "Sampler",
     "StateTensor",
     "StepOutput",
+    "by_choices",
     "layout_digest",
 ]
 
@@ -163,7 +164,7 @@ class ForwardOutput:
     """What a forward pass over B sequences of T steps gives.
 
     Attributes:
-        logits: One tensor [B, T, A] a head.
+        logits: One tensor [B, T, A] a head; or, for G heads in a row that have the same choices, one [B, T, G, A].
         state: Memory rows [B, *shape] after the last step, by name; empty for memoryless policies.
     """
 
@@ -187,6 +188,26 @@ class LabelCounts:
     def of(cls, labels_BTH: Tensor) -> LabelCounts:
         """Return the counts of labels int64 [B, T, H]."""
         return cls((labels_BTH != IGNORED_LABEL).sum((0, 1)), labels_BTH.shape[0] * labels_BTH.shape[1])
+
+
+def by_choices(logits: Sequence[Tensor], labels_BTH: Tensor) -> Iterator[tuple[Tensor, Tensor, slice]]:
+    """Yield logits [M * G, A] in float32, labels int64 [M * G] and the heads, for each tensor of a forward's logits.
+
+    Args:
+        logits: As :class:`ForwardOutput` has them.
+        labels_BTH: One label a head; M is B * T.
+
+    Raises:
+        ValueError: There are more heads than labels, or fewer.
+    """
+    first = 0
+    for tensor in logits:
+        count = tensor.shape[2] if tensor.dim() == 4 else 1
+        heads = slice(first, first + count)
+        yield tensor.flatten(0, -2).float(), labels_BTH[..., heads].flatten(), heads
+        first += count
+    if first != labels_BTH.shape[-1]:
+        raise ValueError(f"{first} heads of logits for {labels_BTH.shape[-1]} labels a step")
 
 
 class Policy(nn.Module, ABC):
@@ -223,6 +244,10 @@ class Policy(nn.Module, ABC):
         if isinstance(action, DiscreteActionSpec):
             return (action.n,)
         raise NotImplementedError(f"{type(self).__name__} has desktop actions and does not say its heads")
+
+    def executed_size(self) -> int:
+        """Return how many numbers `executed` is: one a head, but of a world, whose heads are no action's, otherwise."""
+        return len(self.heads())
 
     def encode_action(self, action: Action) -> tuple[int, ...]:
         """Return H numbers, what `executed` is told of an action that fits the spec.
@@ -283,17 +308,33 @@ class Policy(nn.Module, ABC):
         may lie on other processes, or come in another pass.
 
         Args:
-            logits: One tensor [B, T, A] a head, as :meth:`forward` gave them.
+            logits: As :meth:`forward` gave them.
             labels_BTH: int64, the expert's actions, IGNORED_LABEL where there is none to learn.
             counts: Of the whole batch of this step.
         """
         total = torch.zeros((), device=labels_BTH.device)
-        for head, logits_BTA in enumerate(logits):
-            logits_MA, labels_M = logits_BTA.flatten(0, 1).float(), labels_BTH[..., head].flatten()
-            summed = F.cross_entropy(logits_MA, labels_M, ignore_index=IGNORED_LABEL, reduction="sum")
+        for logits_MA, labels_M, heads in by_choices(logits, labels_BTH):
+            if heads.stop - heads.start == 1:
+                summed = F.cross_entropy(logits_MA, labels_M, ignore_index=IGNORED_LABEL, reduction="sum")
+            else:
+                nats_M = F.cross_entropy(logits_MA, labels_M, ignore_index=IGNORED_LABEL, reduction="none")
+                summed = nats_M.view(-1, heads.stop - heads.start).sum(0)
             # A batch without a label gives no gradient, not 0 / 0.
-            total = total + summed / counts.labels_H[head].clamp(min=1)
+            total = total + (summed / counts.labels_H[heads].clamp(min=1)).sum()
         return total
+
+    def count_hits(self, logits: Sequence[Tensor], labels_BTH: Tensor) -> tuple[Tensor, Tensor]:
+        """Return how many labels are hit, here by the likeliest choice, and how many there are: int64, on the device.
+
+        Args:
+            logits: As :meth:`forward` gave them.
+            labels_BTH: int64, IGNORED_LABEL where there is none.
+        """
+        hits = torch.zeros((), dtype=torch.int64, device=labels_BTH.device)
+        with torch.no_grad():
+            for logits_MA, labels_M, _ in by_choices(logits, labels_BTH):
+                hits = hits + ((logits_MA.argmax(-1) == labels_M) & (labels_M != IGNORED_LABEL)).sum()
+            return hits, (labels_BTH != IGNORED_LABEL).sum()
 
     def prepare_for_play(self, precision: str) -> bool:
         """Change the weights, on their device, into what computes steps fastest; return whether that was done.
@@ -310,9 +351,24 @@ class Policy(nn.Module, ABC):
         """Return the digest of the memory layout."""
         return layout_digest(self.spec().family, self.state_layout())
 
+    def training_inputs(self) -> Mapping[str, StateTensor]:
+        """Return the inputs of a step that training batches hold: those of the spec, unless a policy says others.
+
+        A policy on frozen tokens is trained on the tokens, and plays from frames. Open dimensions are -1, as there.
+        """
+        return {spec.name: StateTensor(spec.shape, getattr(torch, spec.dtype)) for spec in self.spec().inputs}
+
+    def tokens_per_sample(self) -> int:
+        """Return how many tokens a sample (a step) is, where D is counted in tokens, as 6ND does."""
+        return 1
+
     def num_params(self) -> int:
-        """Return N, the number of parameters."""
+        """Return N, the number of parameters; what is frozen for good, such as a tokenizer, is not among them."""
         return sum(p.numel() for p in self.parameters())
+
+    def num_params_without_embeddings(self) -> int:
+        """Return N less what embeds the inputs: the embedding tables, unless a policy says more."""
+        return self.num_params() - sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Embedding))
 
     def device(self) -> torch.device:
         """Return the device of the parameters."""

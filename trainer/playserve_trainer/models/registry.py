@@ -10,10 +10,26 @@ from typing import Any, NamedTuple, TypeVar, cast, get_args, get_origin, get_typ
 
 from playserve.errors import BadSettingError
 from playserve_trainer.models.atari import AtariConfig, AtariPolicy
+from playserve_trainer.models.gpt import (
+    CharConfig,
+    CharPolicy,
+    CnnAgent,
+    CnnAgentConfig,
+    TokenAgent,
+    TokenAgentConfig,
+    WorldConfig,
+    WorldPolicy,
+)
 from playserve_trainer.models.nethack import NetHackConfig, NetHackPolicy
 from playserve_trainer.models.p2p import P2PConfig, P2PPolicy
 from playserve_trainer.models.policy import Policy
 from playserve_trainer.models.tiny_recurrent import TinyRecurrentConfig, TinyRecurrentPolicy
+from playserve_trainer.models.tokenizer import (
+    NetHackTokenizer,
+    NetHackTokenizerConfig,
+    TokenizerConfig,
+    VQTokenizer,
+)
 
 __all__ = ["FAMILIES", "Family", "build", "config_from_json", "config_to_json", "describe"]
 
@@ -32,9 +48,15 @@ class Family(NamedTuple):
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
         "atari": Family(AtariConfig, AtariPolicy),
+        "bc-cnn": Family(CnnAgentConfig, CnnAgent),
+        "bc-token": Family(TokenAgentConfig, TokenAgent),
+        "char": Family(CharConfig, CharPolicy),
         "nethack": Family(NetHackConfig, NetHackPolicy),
         "p2p": Family(P2PConfig, P2PPolicy),
         "tiny_recurrent": Family(TinyRecurrentConfig, TinyRecurrentPolicy),
+        "tokenizer": Family(TokenizerConfig, VQTokenizer),
+        "tokenizer-nethack": Family(NetHackTokenizerConfig, NetHackTokenizer),
+        "wm-token": Family(WorldConfig, WorldPolicy),
     }
 )
 

@@ -6,11 +6,22 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from playserve.errors import BadSettingError
-from playserve_trainer.recipes import Recipe, atari, nethack, p2p
+from playserve_trainer.recipes import Recipe, atari, char, nethack, p2p, tokenizer, worlds
 
 __all__ = ["RECIPES", "recipe_of"]
 
-RECIPES: Mapping[str, Recipe] = MappingProxyType({"atari": atari, "nethack": nethack, "p2p": p2p})
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
+    {
+        "atari": atari,
+        "bc-cnn": worlds.BC_CNN,
+        "bc-token": worlds.BC_TOKEN,
+        "char": char,
+        "nethack": nethack,
+        "p2p": p2p,
+        "tokenizer": tokenizer,
+        "wm-token": worlds.WM_TOKEN,
+    }
+)
 
 
 def recipe_of(family: str) -> Recipe:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from playserve.errors import BadSettingError
 from playserve_trainer.data.batches import IGNORED_LABEL, Batch
+from playserve_trainer.models.policy import by_choices
 from playserve_trainer.train.parallel import Group
 
 __all__ = ["Clusters", "EpisodeLosses"]
@@ -66,24 +67,22 @@ class EpisodeLosses:
         self._sums_2E: Tensor | None = None
 
     def add(self, logits: Sequence[Tensor], batch: Batch) -> None:
-        """Take in logits [B, T, A] of each head for a batch that says its episodes.
+        """Take in the logits of a forward pass for a batch that says its episodes.
 
         Raises:
             BadSettingError: It does not, or it has another number of heads than there are weights.
         """
         if batch.episodes_BT is None:
             raise BadSettingError("losses by episode want batches that say the episode of each step")
-        weights = self._weights or (1.0,) * len(logits)
-        if len(weights) != len(logits):
-            raise BadSettingError(f"{len(weights)} head weights for {len(logits)} heads")
         labels_BTH, device = batch.labels_BTH, batch.labels_BTH.device
+        weights = self._weights or (1.0,) * labels_BTH.shape[-1]
+        if len(weights) != labels_BTH.shape[-1]:
+            raise BadSettingError(f"{len(weights)} head weights for {labels_BTH.shape[-1]} heads")
+        weight_H = torch.tensor(weights, dtype=torch.float64, device=device)
         cost_M = torch.zeros(labels_BTH[..., 0].numel(), dtype=torch.float64, device=device)
-        for head, logits_BTA in enumerate(logits):
-            nats_M = F.cross_entropy(
-                logits_BTA.flatten(0, 1).float(), labels_BTH[..., head].flatten(), ignore_index=IGNORED_LABEL,
-                reduction="none",
-            )  # fmt: skip
-            cost_M += weights[head] * nats_M.double()
+        for logits_MA, labels_M, heads in by_choices(logits, labels_BTH):
+            nats_M = F.cross_entropy(logits_MA, labels_M, ignore_index=IGNORED_LABEL, reduction="none")
+            cost_M += nats_M.double().view(len(cost_M), -1) @ weight_H[heads]
         known_M = (labels_BTH != IGNORED_LABEL).any(-1).flatten()
         if self._sums_2E is None:
             self._sums_2E = torch.zeros(2, len(self._names), dtype=torch.float64, device=device)

@@ -127,7 +127,12 @@ class Trainer:
     @property
     def flops_6nd(self) -> int:
         """6ND so far."""
-        return flops_6nd(self.num_params, self._state.samples)
+        return flops_6nd(self.num_params, self.tokens)
+
+    @property
+    def tokens(self) -> int:
+        """D in tokens: of a sample there may be several."""
+        return self._state.samples * self.policy.tokens_per_sample()
 
     @property
     def data_digest(self) -> str:

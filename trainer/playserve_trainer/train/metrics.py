@@ -13,19 +13,11 @@ import torch
 from torch import Tensor
 
 from playserve.files import write_text
-from playserve_trainer.data.batches import IGNORED_LABEL
 from playserve_trainer.train.parallel import Group
 
-__all__ = ["METRICS_NAME", "MeanValues", "Means", "MetricsLog", "NoLog", "score_labels"]
+__all__ = ["METRICS_NAME", "MeanValues", "Means", "MetricsLog", "NoLog"]
 
 METRICS_NAME = "metrics.jsonl"
-
-
-def score_labels(logits_MA: Tensor, labels_M: Tensor) -> tuple[Tensor, Tensor]:
-    """Return how many labels the likeliest action hits, and how many labels there are; both stay on the device."""
-    with torch.no_grad():
-        known_M = labels_M != IGNORED_LABEL
-        return ((logits_MA.argmax(-1) == labels_M) & known_M).sum(), known_M.sum()
 
 
 @dataclass(frozen=True, slots=True)

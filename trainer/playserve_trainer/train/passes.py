@@ -14,7 +14,6 @@ from torch import Tensor
 from playserve_trainer.data.batches import IGNORED_LABEL, Batch, BatchSource, PartSource
 from playserve_trainer.models.policy import ForwardOutput, LabelCounts, Policy
 from playserve_trainer.train.compute import autocast
-from playserve_trainer.train.metrics import score_labels
 from playserve_trainer.train.parallel import Forward, Group, split
 
 __all__ = ["Parts", "Pass", "count_labels", "run_pass"]
@@ -86,15 +85,10 @@ def run_pass(
         counts: Of the whole batch.
         precision: "fp32" or "bf16".
     """
-    device = batch.labels_BTH.device
-    with autocast(device, precision):
+    with autocast(batch.labels_BTH.device, precision):
         output = forward(batch.inputs, batch.executed_BTH, batch.first_BT, memory or None)
     loss = policy.loss(output.logits, batch.labels_BTH, counts)
-    hits = torch.zeros((), dtype=torch.int64, device=device)
-    labels = torch.zeros((), dtype=torch.int64, device=device)
-    for head, logits_BTA in enumerate(output.logits):
-        head_hits, head_labels = score_labels(logits_BTA.flatten(0, 1).float(), batch.labels_BTH[..., head].flatten())
-        hits, labels = hits + head_hits, labels + head_labels
+    hits, labels = policy.count_hits(output.logits, batch.labels_BTH)
     return Pass(loss, hits, labels, output)
 
 

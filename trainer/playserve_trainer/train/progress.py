@@ -110,6 +110,11 @@ class ProgressBar:
         if self._task is not None:
             self._progress.update(self._task, text=f"reading episodes {done}/{total}")
 
+    def counting(self, done: int, total: int) -> None:
+        """Show how many of some pieces of work are done."""
+        if self._task is not None:
+            self._progress.update(self._task, completed=done / max(1, total), text=f"{done}/{total}")
+
     def update(self, status: Status) -> None:
         """Show how far the run is."""
         if self._console.is_terminal and self._task is not None:

@@ -10,6 +10,7 @@ from playserve_client.evaluate.families.base import Choice, Contender, FactColum
 from playserve_client.evaluate.families.doom import DoomFamily
 from playserve_client.evaluate.families.generic import GenericFamily
 from playserve_client.evaluate.families.nethack import NetHackFamily
+from playserve_client.evaluate.families.world import WorldFamily
 
 __all__ = [
     "COMMANDS",
@@ -24,7 +25,12 @@ __all__ = [
 ]
 
 #: The families that are subcommands of ``playserve rollout``, by name.
-COMMANDS: dict[str, Family] = {"atari": AtariFamily(), "doom": DoomFamily(), "nethack": NetHackFamily()}
+COMMANDS: dict[str, Family] = {
+    "atari": AtariFamily(),
+    "doom": DoomFamily(),
+    "nethack": NetHackFamily(),
+    "world": WorldFamily(),
+}
 
 
 def family_of(name: str) -> Family:

@@ -67,6 +67,8 @@ class Choice:
         knowledge: Content of the file that baselines draw from, or empty; it is kept in the run's folder.
         knowledge_source: Where that is from, for people.
         notes: Lines for the report.
+        dial: Further arguments of the environment's factory that change no result and are in no file: where a served
+            environment is, and the key for it. JSON values.
     """
 
     env: EnvChoice
@@ -77,6 +79,7 @@ class Choice:
     knowledge: bytes = b""
     knowledge_source: str = ""
     notes: tuple[str, ...] = ()
+    dial: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

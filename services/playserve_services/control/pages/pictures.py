@@ -1,5 +1,7 @@
 """One event of a watched session as a browser draws it: what the policy saw, and what it did.
 
+Of a world: what it showed, and what was done in it.
+
 Shape legend: H height, W width, C channels.
 """
 
@@ -15,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from playserve.codec import Decoder
-from playserve.specs import ActionSpec, Codec, DesktopActionSpec, DiscreteActionSpec, PolicySpec, TensorSpec
+from playserve.specs import ActionSpec, Codec, DesktopActionSpec, DiscreteActionSpec, PolicyKind, PolicySpec, TensorSpec
 from playserve.v1 import admin_service_pb2 as ad
 from playserve.v1 import types_pb2 as pb
 from playserve_client.terminal.screen import Screen, look
@@ -53,7 +55,8 @@ class Picture:
 
     def __init__(self, spec: PolicySpec) -> None:
         self._action = spec.action
-        self._specs = {tensor.name: tensor for tensor in spec.inputs}
+        self._is_world = spec.kind is PolicyKind.WORLD
+        self._specs = {tensor.name: tensor for tensor in (spec.outputs if self._is_world else spec.inputs)}
         # What a session could send was agreed on elsewhere, and the server has looked at it.
         self._allowed = frozenset(int(codec) for codec in Codec)
 
@@ -61,14 +64,16 @@ class Picture:
         """Return what the page draws.
 
         Raises:
-            PlayserveError: The inputs are not what the policy's specs say.
+            PlayserveError: The tensors are not what the policy's specs say.
         """
         result = event.result if event.HasField("result") else None
+        shown = event.step.inputs if result is None or not self._is_world else result.outputs
+        done = [event.step.action] if self._is_world else [] if result is None else result.actions[:8]
         value: dict[str, Any] = {
             "seq": event.step.seq,
             "episode": event.step.episode_id,
-            "actions": [] if result is None else [self._said(action) for action in result.actions[:8]],
-            **self._seen(event.step.inputs),
+            "actions": [self._said(action) for action in done],
+            **self._seen(shown),
         }
         if result is not None:
             value["version"] = result.version

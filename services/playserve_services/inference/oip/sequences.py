@@ -24,6 +24,7 @@ from playserve_services.auth.gate import Caller
 from playserve_services.inference.access import hand_over
 from playserve_services.inference.catalog import LoadedPolicy
 from playserve_services.inference.core import InferenceCore, OpenRequest
+from playserve_services.inference.decoding import refuse_world
 from playserve_services.inference.embedding import embed
 from playserve_services.inference.loader import PolicyLoader
 from playserve_services.inference.oip.game import Coming, Game
@@ -73,6 +74,7 @@ class Sequences:
 
         Raises:
             PolicyNotFoundError, VersionNotFoundError: There is no such model.
+        NotImplementedHereError: It is a world.
             InvalidRequestError: The request is wrong, or its sequence was not begun.
             DrainingError, NoFreeSlotError, QuotaExceededError: No sequence can be begun now.
             QueueFullError: Too many calls at once for one sequence.
@@ -146,7 +148,9 @@ class Sequences:
 
     async def _find(self, request: oip.ModelInferRequest, seed: int | None) -> LoadedPolicy:
         name = request.model_name
-        return await self._loader.acquire(name, self._core.catalog.choose(name, request.model_version, seed))
+        policy = await self._loader.acquire(name, self._core.catalog.choose(name, request.model_version, seed))
+        refuse_world(policy.spec, "a request of this protocol has no action for it")
+        return policy
 
     def _reader(self, policy: LoadedPolicy) -> TensorReader:
         return TensorReader(policy.spec, self._max_bytes)

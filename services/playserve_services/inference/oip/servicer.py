@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from concurrent.futures import Executor
 from typing import Any, TypeVar
 
@@ -12,11 +12,12 @@ from tritonclient.grpc import service_pb2 as oip
 from tritonclient.grpc import service_pb2_grpc
 
 from playserve.errors import EngineFailedError, NotFoundError, NotImplementedHereError, PlayserveError
-from playserve.specs import PolicySpec
+from playserve.specs import PolicyKind, PolicySpec
 from playserve_services.aborting import abort
 from playserve_services.auth.gate import Caller
 from playserve_services.inference.catalog import LoadedPolicy
 from playserve_services.inference.core import InferenceCore
+from playserve_services.inference.decoding import refuse_world
 from playserve_services.inference.loader import PolicyLoader
 from playserve_services.inference.oip import metadata
 from playserve_services.inference.oip.game import Coming
@@ -43,6 +44,11 @@ _ELSEWHERE = {
     "TraceSetting": "see the settings of the server",
     "LogSettings": "see the settings of the server",
 }
+
+
+def _models(specs: Iterable[PolicySpec]) -> list[PolicySpec]:
+    """Return what can be asked for by this protocol: agents."""
+    return [spec for spec in specs if spec.kind is PolicyKind.AGENT]
 
 
 class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc] # tritonclient has no types
@@ -83,8 +89,11 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
     async def ModelReady(self, request: oip.ModelReadyRequest, context: Context) -> oip.ModelReadyResponse:
         """Return whether a version is loaded and warm."""
         try:
-            self._core.catalog.resolve(request.name, self._core.catalog.choose(request.name, request.version, None))
+            wanted = self._core.catalog.choose(request.name, request.version, None)
+            policy = self._core.catalog.resolve(request.name, wanted)
         except NotFoundError:
+            return oip.ModelReadyResponse(ready=False)
+        if policy.is_world:
             return oip.ModelReadyResponse(ready=False)
         return oip.ModelReadyResponse(ready=not self._core.engine_dead)
 
@@ -111,8 +120,8 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
         """Return every version that can be asked for."""
         if request.repository_name:
             await abort(context, NotImplementedHereError("there is one repository, and it has no name; leave it out"))
-        loaded = [policy.spec for policy in self._core.catalog]
-        return metadata.repository_index(loaded, self._loader.known(), only_ready=request.ready)
+        loaded = _models(policy.spec for policy in self._core.catalog)
+        return metadata.repository_index(loaded, _models(self._loader.known()), only_ready=request.ready)
 
     async def ModelStatistics(
         self, request: oip.ModelStatisticsRequest, context: Context
@@ -121,7 +130,7 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
         if request.name:
             policy = await self._or_abort(context, request.name, self._policy(request.name, request.version))
             return self.sequences.statistics.message([policy.spec])
-        return self.sequences.statistics.message([policy.spec for policy in self._core.catalog])
+        return self.sequences.statistics.message(_models(policy.spec for policy in self._core.catalog))
 
     # -- sequences ------------------------------------------------------------------------------------------------
 
@@ -153,10 +162,12 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
     # -- helpers --------------------------------------------------------------------------------------------------
 
     def _specs(self) -> list[PolicySpec]:
-        return [policy.spec for policy in self._core.catalog] + self._loader.known()
+        return _models([policy.spec for policy in self._core.catalog] + self._loader.known())
 
     async def _policy(self, name: str, version: str) -> LoadedPolicy:
-        return await self._loader.acquire(name, self._core.catalog.choose(name, version, None))
+        policy = await self._loader.acquire(name, self._core.catalog.choose(name, version, None))
+        refuse_world(policy.spec, "no model of this protocol")
+        return policy
 
     async def _or_abort(self, context: Context, model: str, work: Awaitable[_Answer]) -> _Answer:
         try:

@@ -12,6 +12,7 @@ import httpx
 import numpy as np
 import pytest
 from contract_kit.servers import ServerProcess, serving
+from fake_world import frame_of, world_spec
 
 from playserve.codec import encode
 from playserve.errors import SessionClosedError
@@ -245,6 +246,16 @@ def test_pictures_are_what_was_seen(shape: tuple[int, ...]) -> None:
         shown = np.asarray(picture)
     assert np.array_equal(shown, image[:, :, -1] if shape[-1] == 4 else image)  # of a stack the newest
     assert value["actions"] == []
+
+
+def test_of_a_world_what_it_shows_is_drawn_and_what_was_done_in_it_is_said() -> None:
+    spec = world_spec(side=4)
+    shown = ps.StepResult(seq=1, outputs=[encode(frame_of(spec, (1, 2)), "frame")])
+    value = Picture(spec).event(ad.WatchSessionResponse(step=ps.Step(seq=1, action=pb.Action(index=4)), result=shown))
+    assert (value["width"], value["height"]) == (4, 4)
+    assert value["actions"] == [{"name": "RIGHT"}]
+    silent = Picture(spec).event(ad.WatchSessionResponse(step=ps.Step(seq=2, action=pb.Action(index=0))))
+    assert silent == {"seq": 2, "episode": 0, "actions": [{"name": "NOOP"}]}
 
 
 def test_png_of_one_pixel() -> None:

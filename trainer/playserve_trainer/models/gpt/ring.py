@@ -1,0 +1,127 @@
+"""Keys and values of a session: a ring of frames for each layer.
+
+Frame t of an episode lies in place t mod F, its P tokens side by side. A step copies the slots of its rows once, the
+tokens of the frame come in as many passes as it takes to draw them, each of which reads the copies, and at the end the
+frame is written back. Keys are stored turned by their absolute positions (see :mod:`.core`). With fixed shapes, and
+without looking at data where that is not a CPU's, a step can be captured in a CUDA graph.
+
+Shape legend: B rows, F frames of the window, P tokens of a frame, W = F * P, Q some tokens of one frame, L layers,
+A attention heads, E numbers of a head, D = A * E.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from playserve_trainer.models.gpt.shape import Shape
+from playserve_trainer.models.policy import Memory, Ring, StateTensor
+
+__all__ = ["HELD", "KEYS", "STEPS", "VALUES", "Slots", "looks", "slots_layout"]
+
+KEYS, VALUES = "keys", "values"
+#: int64, frames that the episode has had: where the next one lies.
+STEPS = "steps"
+#: int64, frames that the ring holds: more than STEPS where an episode began with several (a world's start).
+HELD = "held"
+
+
+def slots_layout(shape: Shape) -> dict[str, StateTensor]:
+    """Return the memory tensors of one slot."""
+    ring = Ring(axis=1, places=shape.frames, size=shape.tokens)
+    row = StateTensor((shape.layers, shape.window, shape.width), torch.float32, ring)
+    count = StateTensor((), torch.int64)
+    return {KEYS: row, VALUES: row, STEPS: count, HELD: count}
+
+
+def looks(tensor: Tensor) -> bool:
+    """Return whether code may go by the contents of a tensor: on a CPU, where nothing is being compiled."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+class Slots:
+    """The memory of B rows while the tokens of one frame come in.
+
+    Args:
+        shape: Of the core.
+        own_PP: bool, which tokens of its own frame each token sees.
+        memory: The slots.
+    """
+
+    def __init__(self, shape: Shape, own_PP: Tensor, memory: Memory) -> None:
+        self._shape, self._own_PP, self._memory = shape, own_PP, memory
+        self.steps_B = memory.read(STEPS)
+        self.held_B = memory.read(HELD)
+        self._rings = {name: memory.read(name) for name in (KEYS, VALUES)}
+        self._rows_B1 = torch.arange(len(self.steps_B), device=self.steps_B.device).unsqueeze(1)
+        self._back = 0
+        self._mask_BPW = self._visible()
+
+    def at(self, back: int, held_B: Tensor) -> None:
+        """Have the tokens that come be those of so many frames before the present one (0: the present one).
+
+        Args:
+            back: How many.
+            held_B: int64, frames before that one which are in the rings.
+        """
+        self._back, self.held_B = back, held_B
+        self._mask_BPW = self._visible()
+
+    def copy(self) -> dict[str, Tensor]:
+        """Return the rings as they are."""
+        return {name: ring.clone() for name, ring in self._rings.items()}
+
+    def put_back(self, rings: dict[str, Tensor], rows_B: Tensor) -> None:
+        """Have the rings of some rows (bool [B]) be again what :meth:`copy` returned."""
+        for name, ring in self._rings.items():
+            self._rings[name] = torch.where(rows_B.view(-1, 1, 1, 1), rings[name], ring)
+
+    def positions(self, begin: int, num: int) -> Tensor:
+        """Return the places int64 [B, Q] in their episodes of tokens of the frame."""
+        token_Q = torch.arange(begin, begin + num, device=self.steps_B.device)
+        return (self.steps_B - self._back).unsqueeze(1) * self._shape.tokens + token_Q
+
+    def mask(self, begin: int, num: int) -> Tensor:
+        """Return what tokens of the frame see, bool [B, 1, Q, W]."""
+        return self._mask_BPW[:, begin : begin + num].unsqueeze(1)
+
+    def keep(self, layer: int, begin: int, key_BAQE: Tensor, value_BAQE: Tensor) -> tuple[Tensor, Tensor]:
+        """Store a layer's keys and values of tokens of the frame; return all of them [B, A, W, E]."""
+        num = key_BAQE.shape[2]
+        columns_BQ = self._columns()[:, begin : begin + num]
+        found = []
+        for name, new_BAQE in ((KEYS, key_BAQE), (VALUES, value_BAQE)):
+            ring_BWD = self._rings[name][:, layer]
+            ring_BWD[self._rows_B1, columns_BQ] = new_BAQE.transpose(1, 2).flatten(2).to(ring_BWD.dtype)
+            found.append(ring_BWD.view(*ring_BWD.shape[:2], self._shape.heads, -1).transpose(1, 2))
+        return found[0], found[1]
+
+    def close(self) -> None:
+        """Write the frame into the slots, and count it."""
+        memory = self._memory
+        if looks(self.steps_B) and not bool(memory.reset_B.any()):
+            columns_BP = self._columns()
+            for name, ring in self._rings.items():
+                new = ring[self._rows_B1, :, columns_BP]
+                memory.pools[name][memory.slots_B.unsqueeze(1), :, columns_BP] = new.to(memory.pools[name].dtype)
+        else:  # also what an earlier session left is overwritten
+            for name, ring in self._rings.items():
+                memory.write(name, ring)
+        memory.write(STEPS, self.steps_B + 1)
+        memory.write(HELD, (self.held_B + 1).clamp(max=self._shape.frames))
+
+    def _columns(self) -> Tensor:
+        """Return where the tokens of the frame lie [B, P]."""
+        tokens = self._shape.tokens
+        place_B1 = ((self.steps_B - self._back) % self._shape.frames).unsqueeze(1)
+        return place_B1 * tokens + torch.arange(tokens, device=place_B1.device)
+
+    def _visible(self) -> Tensor:
+        """Return which columns each token of the frame sees, bool [B, P, W]."""
+        shape, device = self._shape, self.steps_B.device
+        place_F = torch.arange(shape.frames, device=device)
+        ago_BF = ((self.steps_B - self._back).unsqueeze(1) - place_F) % shape.frames
+        past_BF = (ago_BF > 0) & (ago_BF <= self.held_B.unsqueeze(1))
+        # [B, P, F, P]
+        seen = past_BF[:, None, :, None] | ((ago_BF == 0)[:, None, :, None] & self._own_PP[None, :, None, :])
+        return seen.flatten(2)
