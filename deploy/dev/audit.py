@@ -29,7 +29,7 @@ EXCEPTIONS = {
     "nle": "NetHack's own licence: the game, in extra `envs` only, never in a server",
     "psycopg": "LGPL-3.0: used unchanged, as a library",
     "psycopg-binary": "LGPL-3.0: used unchanged, as a library",
-    "pygame-ce": "LGPL: a dependency of vizdoom, used unchanged, as a library; extra `envs` only",
+    "pygame-ce": "LGPL: the window of worlds, and vizdoom wants it; unchanged, as a library; extras `play` and `envs`",
     "pynput": "LGPL-3.0: used unchanged, as a library; extra `play` only",
     "python-xlib": "LGPL-2.1: used unchanged, as a library; extra `play` only",
 }

@@ -50,7 +50,7 @@ def test_a_bad_config_is_refused_with_its_keys(config: dict[str, Any], named: st
 
 
 def test_an_unknown_family_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(BadSettingError, match="'atary' is none of atari, .*nethack, p2p, tiny_recurrent"):
+    with pytest.raises(BadSettingError, match=r"'atary' is none of atari, .*nethack, p2p, tiny_recurrent"):
         build("atary", {})
 
 
