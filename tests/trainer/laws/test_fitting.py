@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from surfaces import SMALL, grid
 
+from playserve_trainer.laws.estimators import Settings
 from playserve_trainer.laws.fitting import FitOptions, fit_laws
-from playserve_trainer.laws.table import joined
+from playserve_trainer.laws.table import CellTable, joined
 
 BUDGETS = (1e10, 2e10, 5e10, 1e11, 2e11, 5e11, 1e12)
 QUICK = FitOptions(resamples=12, starts=6, flops=(3e12,))
@@ -79,3 +80,23 @@ def test_a_cell_without_a_loss_is_left_out():
     table = table.with_numbers(loss=np.where(np.arange(len(table)) == 3, np.nan, table.loss))
     found = fit_laws(table, FitOptions(resamples=2, starts=0))
     assert "numbers" in found["groups"][0]["laws"]["parametric"]
+
+
+def test_one_budget_says_nothing_of_how_the_best_size_grows():
+    rng = np.random.default_rng(0)
+    params, samples = np.repeat([1e5, 3e5, 1e6, 3e6], 4), np.tile([1e4, 3e4, 1e5, 3e5], 4)
+    flops = 6 * params * samples * np.repeat([3.0, 2.5, 2.0, 1.5], 4)  # C is not 6ND
+    loss = (0.1 + 30 * params**-0.5 + 20 * samples**-0.5) * np.exp(rng.normal(0, 0.01, 16))
+    table = CellTable.from_columns(
+        {
+            "flops": list(flops),
+            "params": list(params),
+            "samples": list(samples),
+            "loss": list(loss),
+            "budget": [1e14] * 16,
+        }
+    )
+    (group,) = fit_laws(table, FitOptions(settings=Settings(near=1e9, near_quadratic=1e9), resamples=4, starts=0))["groups"]
+    numbers = group["laws"]["parametric"]["numbers"]
+    assert {"alpha", "beta"} <= numbers.keys()
+    assert "n_exponent" not in numbers

@@ -149,7 +149,7 @@ class SurfaceFit:
             found |= {"E": law.e, "A": law.a, "B": law.b, "alpha": law.alpha, "beta": law.beta}
         if self.is_6nd:
             found |= {"n_exponent": self.law.n_exponent, "d_exponent": 1 - self.law.n_exponent}
-        else:
+        elif self.budgets[-1] > self.budgets[0]:  # with one budget, nothing is known of how the best size grows
             best = [self.forecast(float(budget)) for budget in self.budgets[[0, -1]]]
             decades = math.log(self.budgets[-1] / self.budgets[0])
             found["n_exponent"] = math.log(best[1]["params"] / best[0]["params"]) / decades
