@@ -26,6 +26,7 @@ PERMISSIVE = frozenset({
 #: Others, each with the reason why it may be there all the same. None of their code is in ours, nor in a wheel of ours.
 EXCEPTIONS = {
     "ale-py": "GPL-2.0: the Atari emulator, a program of its own behind an API; extra `envs` only, never in a server",
+    "frozendict": "LGPL-3.0: a dependency of vector-quantize-pytorch (by einx), used unchanged, as a library",
     "nle": "NetHack's own licence: the game, in extra `envs` only, never in a server",
     "psycopg": "LGPL-3.0: used unchanged, as a library",
     "psycopg-binary": "LGPL-3.0: used unchanged, as a library",

@@ -188,7 +188,8 @@ FOREIGN = {
     "idle_timeout", "timeout", "retry_policy", "http2_protocol_options", "connection_keepalive", "interval",
     "grpc_read_timeout", "grpc_send_timeout", "client_body_timeout", "send_timeout", "client_max_body_size",
     "keepalive_time", "keepalive_requests", "grpc_next_upstream", "off", "terminationGracePeriodSeconds", "x",
-    "upstream", "inference.GRPCInferenceService", "desktop_action", POLICY_KEY, ROUTE_KEY,
+    "upstream", "inference.GRPCInferenceService", "desktop_action", "frame", "reward", "terminated", "uncertainty",
+    POLICY_KEY, ROUTE_KEY,
 }  # fmt: skip
 
 

@@ -32,6 +32,7 @@ batch_size = 16
 warmup_steps = 2
 log_every_steps = 5
 save_every_s = 0.0
+precision = "fp32"  # what two processes add up in another order would differ in the third digit with bf16 units
 save_every_steps = 7
 
 [evaluation]

@@ -96,7 +96,8 @@ def test_one_budget_says_nothing_of_how_the_best_size_grows():
             "budget": [1e14] * 16,
         }
     )
-    (group,) = fit_laws(table, FitOptions(settings=Settings(near=1e9, near_quadratic=1e9), resamples=4, starts=0))["groups"]
+    everything = Settings(near=1e9, near_quadratic=1e9)
+    (group,) = fit_laws(table, FitOptions(settings=everything, resamples=4, starts=0))["groups"]
     numbers = group["laws"]["parametric"]["numbers"]
     assert {"alpha", "beta"} <= numbers.keys()
     assert "n_exponent" not in numbers

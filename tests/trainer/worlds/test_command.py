@@ -11,6 +11,8 @@ from PIL import Image
 from playserve.cli import main
 from playserve_trainer.data.tokens.cache import TokenCache
 from playserve_trainer.store import CheckpointStore
+from playserve_trainer.worlds.strips import dream_beside
+from playserve_trainer.worlds.subject import Subject
 
 
 def test_a_world_of_a_store_is_judged_into_a_table_and_a_file(
@@ -68,6 +70,14 @@ def test_agents_are_ranked_from_tables(tmp_path: Path, capsys: pytest.CaptureFix
     assert json.loads((tmp_path / "ranks.json").read_text())["spearman"]["value"] == pytest.approx(1.0)
     assert main(["worlds", "rank", "--real", *folders["real"][:5], "--imagined", *folders["imagined"]]) == 2
     assert "--few" in capsys.readouterr().err
+
+
+def test_rows_of_a_strip_are_of_different_episodes_and_long_enough(subject: Subject) -> None:
+    dreams = dream_beside(subject, starts=3, steps=4, seed=3)
+    assert len({beside.title.partition(",")[0] for beside in dreams}) == 3
+    for beside in dreams:
+        assert len(beside.real_THWC) == len(beside.dream_THWC) == 1 + len(beside.uncertainty_T)
+    assert max(len(beside.real_THWC) for beside in dreams) == 5
 
 
 @pytest.mark.parametrize(

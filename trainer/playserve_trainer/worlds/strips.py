@@ -72,6 +72,7 @@ def dream_beside(
         raise UnsupportedError("the frames of this world are no pictures: there is nothing to draw")
     given = given or subject.world.config.start_frames
     drawn = choose_starts(subject.cache, _DRAWN * starts, given=given, seed=seed)
+    drawn = [drawn[i] for i in np.random.default_rng([seed, 0x737472]).permutation(len(drawn))]
     chosen = _varied(drawn, starts, steps)
     dreamer = Dreamer(subject.world, given=given, seed=seed, temperature=temperature)
     trail = trail_of(subject.cache, chosen, given=given, steps=min(steps, max(start.steps for start in chosen)))
@@ -89,10 +90,10 @@ def dream_beside(
 
 
 def _varied(drawn: Sequence[Start], count: int, steps: int) -> list[Start]:
-    """Return starts with enough steps first, each of another episode first, else those with the most steps."""
+    """Return starts with enough steps, else those with the most, each of another episode as far as there are any."""
     chosen, seen = list[Start](), set[int]()
     for again in (False, True):
-        for start in sorted(drawn, key=lambda s: (-min(s.steps, steps), s.number)):
+        for start in sorted(drawn, key=lambda start: -min(start.steps, steps)):
             if len(chosen) < count and start not in chosen and (again or start.episode not in seen):
                 chosen.append(start)
                 seen.add(start.episode)

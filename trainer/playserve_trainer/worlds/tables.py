@@ -16,20 +16,20 @@ _SHOWN = {
     "real": "real frames",
 }  # fmt: skip
 _MEASURES = (
-    ("psnr", "PSNR, dB", ".1f"), ("ssim", "SSIM", ".3f"), ("tokens", "tokens right", ".1%"),
-    ("probe_error", "probe error, spreads", ".2f"), ("probe_error_all", "probe error, all probes", ".2f"),
+    ("psnr", "PSNR, dB", ".1f"), ("ssim", "SSIM", ".2f"), ("tokens", "tokens right", ".1%"),
+    ("probe_error", "probe error", ".2f"), ("probe_error_all", "probe error, all", ".2f"),
     ("frechet", "Fréchet distance", ".3f"),
 )  # fmt: skip
 _OUTCOMES = (
-    ("uncertainty, nats a token", ("uncertainty",), ".2f"),
-    ("steps whose reward is right", ("reward", "steps", "dream"), ".1%"),
-    ("  if it were always 0", ("reward", "steps", "nothing"), ".1%"),
-    ("error of the sum of rewards", ("reward", "sum_error", "dream"), ".3g"),
-    ("  if it were always 0", ("reward", "sum_error", "nothing"), ".3g"),
-    ("rewarded steps found", ("reward", "found"), ".1%"),
-    ("dreamed rewards that are true", ("reward", "true"), ".1%"),
-    ("over by then, or not: right", ("end", "agree"), ".1%"),
-    ("  if it never were", ("end", "never"), ".1%"),
+    ("uncertainty, nats", ("uncertainty",), ".2f"),
+    ("rewards right", ("reward", "steps", "dream"), ".1%"),
+    ("  were they 0", ("reward", "steps", "nothing"), ".1%"),
+    ("error of their sum", ("reward", "sum_error", "dream"), ".2g"),
+    ("  were they 0", ("reward", "sum_error", "nothing"), ".2g"),
+    ("rewards found", ("reward", "found"), ".1%"),
+    ("dreamed ones true", ("reward", "true"), ".1%"),
+    ("over or not: right", ("end", "agree"), ".1%"),
+    ("  never over", ("end", "never"), ".1%"),
 )
 _NAMED = 12
 
@@ -38,7 +38,7 @@ def print_judged(console: Console, found: Mapping[str, Any]) -> None:
     """Print a world's numbers: a row for each of what is shown, a column for each horizon."""
     at = {horizon: part for horizon, part in found["at"].items() if part is not None}
     table = Table(title="Shown against real frames", title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for horizon in at:
         table.add_column(f"{horizon} step{'s' if horizon != '1' else ''}", justify="right", no_wrap=True)
     table.add_row("starts (episodes)", *(f"{part['starts']} ({part['episodes']})" for part in at.values()))
@@ -66,7 +66,7 @@ def _print_about(console: Console, found: Mapping[str, Any]) -> None:
         "no probes: nothing that changes is recorded beside the held-in frames"
         if probes is None
         else f"probes: {probes['readable']} of {probes['all']} can be read off the {probes['features']} "
-        f"({probes['frames']:,} held-in frames)",
+        f"({probes['frames']:,} held-in frames); an error of 1 is as much as the value varies",
         f"Fréchet distance: {features['name']}, {features['axes']} axes with {features['variance_kept']:.0%} of the "
         "variance",
         f"{settings['given']} frames given, seed {settings['seed']}, temperature {settings['temperature']:g}",
@@ -98,7 +98,7 @@ def _short(value: Mapping[str, Any] | None, form: str) -> str:
     if value["low"] is None:
         return f"{value['mean']:{form}}"
     half = f"{(value['high'] - value['low']) / 2:{form}}"
-    return f"{value['mean']:{form}} ±{half}"
+    return f"{value['mean']:{form}}±{half}"
 
 
 def _interval(value: Mapping[str, Any], form: str) -> str:

@@ -74,7 +74,7 @@ class Sequences:
 
         Raises:
             PolicyNotFoundError, VersionNotFoundError: There is no such model.
-        NotImplementedHereError: It is a world.
+            NotImplementedHereError: It is a world.
             InvalidRequestError: The request is wrong, or its sequence was not begun.
             DrainingError, NoFreeSlotError, QuotaExceededError: No sequence can be begun now.
             QueueFullError: Too many calls at once for one sequence.
