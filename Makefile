@@ -20,7 +20,7 @@ DEMO_OUT ?= runs/demo
 DEMO_DOOM_OUT ?= runs/demo-doom
 DOOM_OUT ?= runs/doom
 DEMO_WORLD_OUT ?= runs/demo-world
-# A folder that `playserve train` left, of a world.
+# A folder that `playserve train` left, of a world; empty: the one that the package carries.
 WORLD_CHECKPOINT ?=
 BENCH_OUT ?= runs/bench
 # `make gpu` runs on bare machines: it takes the interpreter that has torch, and makes no environment.
@@ -61,9 +61,8 @@ demo: $(STAMP) ## Trains, serves and plays Freeway, Breakout and NetHack agents,
 demo-doom: $(STAMP) ## A small policy plays Doom by keys, mouse and instruction, within 15 minutes; films in runs/demo-doom.
 	$(BIN)/playserve demo doom --out $(DEMO_DOOM_OUT)
 
-demo-world: $(STAMP) ## A world model that WORLD_CHECKPOINT names is served, filmed and played in; films in runs/demo-world.
-	@test -n "$(WORLD_CHECKPOINT)" || { echo "Name a world's checkpoint: make demo-world WORLD_CHECKPOINT=DIR"; exit 1; }
-	$(BIN)/playserve demo world --checkpoint $(WORLD_CHECKPOINT) --out $(DEMO_WORLD_OUT)
+demo-world: $(STAMP) ## The world model that the package carries is served and filmed, ready to be played in; films in runs/demo-world.
+	$(BIN)/playserve demo world $(if $(WORLD_CHECKPOINT),--checkpoint $(WORLD_CHECKPOINT)) --out $(DEMO_WORLD_OUT)
 
 doom: $(STAMP) ## The whole Doom recipe: an hour of recording and training, then every measurement, also at a desktop.
 	$(BIN)/playserve demo doom --full --out $(DOOM_OUT)

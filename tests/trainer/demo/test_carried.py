@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from playserve.errors import BadSettingError
+from playserve.specs import PolicyKind
 from playserve_trainer import checkpoint
 from playserve_trainer.demo import carried, pipeline
 from playserve_trainer.demo.doom.film import film_paths
@@ -125,3 +126,12 @@ def test_a_carried_game_has_its_film_and_its_origin_on_the_page(
     page = render_page(read_outcomes(plan, out), json.loads((out / "demo.json").read_text()))
     for words in ("data:video/mp4;base64,ZmlsbXM=", "spin &amp; shoot", "the recipe", "basic: 0.90", "media-src data:"):
         assert words in page
+
+
+def test_the_carried_world_is_a_world_and_says_how_it_was_made() -> None:
+    folder = carried.carried_checkpoint("world")
+    assert folder is not None
+    world, manifest = checkpoint.load(folder)
+    assert world.spec().kind is PolicyKind.WORLD
+    assert manifest.origin["made_by"] == "playserve train wm-token"
+    assert manifest.origin["game"]["game"] == "freeway"

@@ -84,12 +84,14 @@ def _doom(args: argparse.Namespace, console: Console) -> int:
 def _world(args: argparse.Namespace, console: Console) -> int:
     import av  # noqa: F401 - the missing-extra hint again
 
-    from playserve_trainer.demo.world import WorldPlan, run_world
+    from playserve_trainer.demo.carried import carried_checkpoint
+    from playserve_trainer.demo.world import WORLD, WorldPlan, run_world
 
     if args.game or args.full:
         raise BadSettingError("--game and --full are not for `playserve demo world`")
-    if args.checkpoint is None:
-        raise BadSettingError("`playserve demo world` trains nothing yet: give --checkpoint DIR, a world's")
+    checkpoint = args.checkpoint or carried_checkpoint(WORLD)
+    if checkpoint is None:
+        raise BadSettingError("this package carries no world: give --checkpoint DIR, a world's")
     plan = WorldPlan(name="quick", films=1, film_frames=30, episodes=2, episode_steps=50) if args.quick else WorldPlan()
     out = args.out or Path("runs/demo-world")
-    return run_world(plan, out, console, checkpoint=args.checkpoint, agent=args.agent, fresh=args.fresh)
+    return run_world(plan, out, console, checkpoint=checkpoint, agent=args.agent, fresh=args.fresh)

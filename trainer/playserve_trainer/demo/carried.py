@@ -1,8 +1,10 @@
 """Checkpoints that this package carries, so that a demo can play games which take too long to learn on the spot.
 
     python -m playserve_trainer.demo.carried runs/doom
+    python -m playserve_trainer.demo.carried runs/dream --world
 
-takes the checkpoint that the Doom recipe published in that folder; its manifest then says how it was made.
+takes the checkpoint that the Doom recipe published in that folder, or that of a world's training; its manifest then
+says how it was made.
 """
 
 from __future__ import annotations
@@ -16,16 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from playserve.errors import BadSettingError
+from playserve_trainer.data.tokens.cache import INDEX_NAME
 from playserve_trainer.demo.files import read_json
 from playserve_trainer.models.p2p.text import missing_library
 
-__all__ = ["LARGEST_BYTES", "carried_checkpoint", "carry", "main", "origin_of", "why_absent"]
+__all__ = ["LARGEST_BYTES", "carried_checkpoint", "carry", "carry_world", "main", "origin_of", "why_absent"]
 
 #: A package is no place for more.
 LARGEST_BYTES = 10_000_000
 
 _FOLDER = Path(__file__).parent / "checkpoints"
-_POLICY = "doom"
+_POLICY, _WORLD = "doom", "world"
 
 
 def carried_checkpoint(name: str, folder: Path = _FOLDER) -> Path | None:
@@ -51,22 +54,37 @@ def carry(out: Path, folder: Path = _FOLDER) -> Path:
         BadSettingError: It is larger than a package should carry.
         PlayserveError: There is none, or it is damaged.
     """
-    from playserve_trainer import checkpoint
     from playserve_trainer.store import CheckpointStore
 
     store = out / "store"
     version = CheckpointStore(str(store)).resolve(_POLICY, "latest")
-    source = store / _POLICY / version
+    return _copy(store / _POLICY / version, folder / _POLICY, origin_of(out))
+
+
+def carry_world(run: Path, folder: Path = _FOLDER) -> Path:
+    """Copy the checkpoint of a run of ``playserve train wm-token``; return where it lies; raises as :func:`carry`."""
+    config = read_json(run / "summary.json")["config"]
+    cache = read_json(Path(config["data"]) / INDEX_NAME)
+    origin = {
+        "made_by": "playserve train wm-token",
+        "game": cache["game"],
+        "trained": {"settings": {key: value for key, value in config.items() if key not in ("data", "out")}},
+    }
+    return _copy(run / "checkpoint", folder / _WORLD, origin)
+
+
+def _copy(source: Path, target: Path, origin: Mapping[str, Any]) -> Path:
+    from playserve_trainer import checkpoint
+
     manifest = checkpoint.verify(source)
     size = (source / checkpoint.WEIGHTS_NAME).stat().st_size
     if size > LARGEST_BYTES:
         raise BadSettingError(f"{source}: {size:,} bytes of weights; a package carries at most {LARGEST_BYTES:,}")
-    target = folder / _POLICY
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     shutil.copyfile(source / checkpoint.WEIGHTS_NAME, target / checkpoint.WEIGHTS_NAME)
     # Who publishes it gives it a name and a version.
-    manifest = dataclasses.replace(manifest.published_as("", ""), origin=origin_of(out))
+    manifest = dataclasses.replace(manifest.published_as("", ""), origin=origin)
     (target / checkpoint.MANIFEST_NAME).write_bytes(manifest.to_bytes())
     checkpoint.verify(target)
     return target
@@ -101,9 +119,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Carry a checkpoint; see the module."""
     parser = argparse.ArgumentParser(prog="python -m playserve_trainer.demo.carried")
     parser.add_argument("out", type=Path, help="folder of `playserve demo doom --full`")
+    parser.add_argument("--world", action="store_true", help="it is that of `playserve train wm-token`")
     parser.add_argument("--to", type=Path, default=_FOLDER, help="folder of carried checkpoints (default: ours)")
     args = parser.parse_args(arguments)
-    sys.stdout.write(f"{carry(args.out, args.to)}\n")
+    sys.stdout.write(f"{(carry_world if args.world else carry)(args.out, args.to)}\n")
     return 0
 
 
