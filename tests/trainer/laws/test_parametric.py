@@ -7,12 +7,13 @@ from surfaces import EPOCH, best_size, loss_of
 
 from playserve_trainer.laws.parametric import (
     HUBER_DELTA,
+    _law,
     chinchilla_starts,
     fit_many_starts,
     fit_parametric,
     huber_objective,
 )
-from playserve_trainer.laws.refusals import NotPositiveError, TooFewCellsError
+from playserve_trainer.laws.refusals import NotDeterminedError, NotPositiveError, TooFewCellsError
 
 
 def design(noise, seed=0):
@@ -126,3 +127,8 @@ def test_too_few_cells_and_bad_losses_are_refused():
         fit_parametric(n[:15], d[:15], loss[:15])
     with pytest.raises(NotPositiveError, match="loss is not above 0"):
         fit_parametric(n, d, loss - 2.5)
+
+
+def test_factors_that_are_no_numbers_are_refused():
+    with pytest.raises(NotDeterminedError, match="beyond any number"):
+        _law(np.array([0.0, 1.0, 1.0, 0.5, 300.0]), 0.0, 9, (10.0, 10.0))

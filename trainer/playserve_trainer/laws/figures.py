@@ -182,12 +182,23 @@ def _by_data(group: Mapping[str, Any], names: Sequence[str], label: str) -> Figu
                 label=f"{curve['size']}, N = {curve['params']:,.0f}" + (" (not learnt)" if transfer else ""),
             )  # fmt: skip
     ax.set_xscale("log")
+    _narrow_log(ax.xaxis)
     if known == ["loss"]:
         ax.set_yscale("log")
+        _narrow_log(ax.yaxis)
     ax.set_xlabel("unique samples")
     ax.set_ylabel(label)
     ax.legend(title="size", fontsize=7, title_fontsize=7)
     return figure
+
+
+def _narrow_log(axis: Any) -> None:
+    """Label a logarithmic axis of one or two decades so that it can be read: at 1, 2 and 5 of each."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _loss_return(group: Mapping[str, Any]) -> Figure | None:
@@ -211,6 +222,7 @@ def _loss_return(group: Mapping[str, Any]) -> Figure | None:
     drawn = ax.scatter(losses, returns, c=budgets, cmap="viridis", s=18)
     figure.colorbar(drawn, ax=ax, label="log10 of training FLOPs")
     ax.set_xscale("log")
+    _narrow_log(ax.xaxis)
     ax.set_xlabel("held-out loss, nats a label")
     ax.set_ylabel("mean return")
     return figure

@@ -19,7 +19,7 @@ import numpy as np
 from scipy import optimize
 
 from playserve_trainer.laws.projection import solve_not_negative
-from playserve_trainer.laws.refusals import NotPositiveError, TooFewCellsError
+from playserve_trainer.laws.refusals import NotDeterminedError, NotPositiveError, TooFewCellsError
 from playserve_trainer.laws.table import Floats
 
 __all__ = ["HUBER_DELTA", "MIN_POINTS", "ParametricLaw", "chinchilla_starts", "fit_many_starts", "fit_parametric",
@@ -33,6 +33,8 @@ MIN_POINTS = 10
 
 # The floor of log E where the projection says E = 0.
 _LOG_NOTHING = -20.0
+# Factors beyond this are no numbers any more.
+_LOG_MOST = 700.0
 _FIRST_GRID = np.geomspace(0.02, 3.0, 36)
 _ZOOMS = 5
 
@@ -180,10 +182,16 @@ def _polished(theta: Floats, log_n: Floats, log_d: Floats, log_l: Floats, centre
 
 def _law(theta: Floats, objective: float, points: int, centre: tuple[float, float]) -> ParametricLaw:
     e, a, b, alpha, beta = (float(value) for value in theta)
+    logs = e, a + alpha * centre[0], b + beta * centre[1]
+    if max(logs) > _LOG_MOST:
+        raise NotDeterminedError(
+            f"the parametric law: exponents {alpha:.3g} and {beta:.3g}, with factors beyond any number: a term of N or "
+            "D falls off within the cells like a wall"
+        )
     return ParametricLaw(
-        e=math.exp(e),
-        a=math.exp(a + alpha * centre[0]),
-        b=math.exp(b + beta * centre[1]),
+        e=math.exp(logs[0]),
+        a=math.exp(logs[1]),
+        b=math.exp(logs[2]),
         alpha=alpha,
         beta=beta,
         objective=objective,

@@ -17,6 +17,7 @@ from playserve.errors import StateError
 __all__ = [
     "NoInteriorMinimumError",
     "NotConvexError",
+    "NotDeterminedError",
     "NotPositiveError",
     "RefusedError",
     "TooFarError",
@@ -38,6 +39,10 @@ class NoInteriorMinimumError(RefusedError):
 
 class NotConvexError(RefusedError):
     """What was fitted has no minimum."""
+
+
+class NotDeterminedError(RefusedError):
+    """The cells do not pin the parameters of the law down."""
 
 
 class NotPositiveError(RefusedError):
