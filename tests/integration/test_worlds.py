@@ -86,6 +86,6 @@ def test_the_demo_serves_films_and_plays_a_trained_world(tmp_path: Path, capsys:
     assert "kept" in capsys.readouterr().out
 
 
-def test_the_demo_needs_a_world(capsys: Any) -> None:
-    assert main(["demo", "world"]) != 0
-    assert "--checkpoint" in capsys.readouterr().err
+def test_a_demo_of_a_world_has_no_games_and_no_long_form(capsys: Any) -> None:
+    assert main(["demo", "world", "--full"]) != 0
+    assert "--full" in capsys.readouterr().err
