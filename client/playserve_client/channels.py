@@ -6,11 +6,11 @@ import ipaddress
 import platform
 import secrets
 import ssl
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import grpc
 
@@ -61,6 +61,18 @@ class TlsConfig:
     certificate: Path | None = None
     private_key: Path | None = None
     server_name: str = ""
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        """Return what :meth:`to_json` made an object of; fields may be left out."""
+        paths = {
+            name: None if value is None else Path(value) for name, value in fields.items() if name != "server_name"
+        }
+        return cls(server_name=str(fields.get("server_name", "")), **paths)
+
+    def to_json(self) -> dict[str, str | None]:
+        """Return the attributes by name as a JSON object: the paths, and nothing of what the files hold."""
+        return {name: None if value is None else str(value) for name, value in asdict(self).items()}
 
     def credentials(self) -> grpc.ChannelCredentials:
         """Read the files and return the credentials to dial with.

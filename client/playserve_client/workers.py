@@ -11,11 +11,15 @@ import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
+from types import FrameType
 from typing import Any, TypeVar
 
 from playserve.errors import ServerFault
 
-__all__ = ["Teller", "dismiss", "receive", "send", "share_out", "sigterm_interrupts", "worker_life", "worker_processes"]
+__all__ = [
+    "Teller", "dismiss", "receive", "send", "share_out", "signals_call", "sigterm_interrupts", "worker_life",
+    "worker_processes",
+]  # fmt: skip
 
 JobT = TypeVar("JobT")
 
@@ -115,17 +119,30 @@ def share_out(
 
 
 @contextmanager
-def sigterm_interrupts() -> Iterator[None]:
-    """Have SIGTERM end the block as Ctrl-C does; in the main thread."""
+def signals_call(handler: Callable[[int, FrameType | None], None], *numbers: int) -> Iterator[None]:
+    """Have signals call `handler` within the block, and what they called before after it; in the main thread.
 
-    def interrupt(_number: int, _frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
+    Args:
+        handler: Is given the signal's number and the frame in which it came.
+        numbers: Of the signals.
+    """
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, former in before.items():
+            signal.signal(number, former)
+
+
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Have SIGTERM end the block as Ctrl-C does; in the main thread."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    with signals_call(interrupt, signal.SIGTERM):
+        yield
 
 
 @contextmanager

@@ -1,11 +1,26 @@
-"""What pydantic found wrong, in words: one line that names the fields, and never what was in them."""
+"""What pydantic models share: fields that go together, and what was found wrong in words, never what was in them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["in_words"]
+__all__ = ["check_together", "in_words"]
+
+
+def check_together(settings: object, *names: str) -> None:
+    """Check that fields are all given or all left out.
+
+    Args:
+        settings: Whose fields they are.
+        names: Of the fields; one that is empty or None is left out.
+
+    Raises:
+        ValueError: Some are given; it names those that are missing.
+    """
+    missing = [name for name in names if not getattr(settings, name)]
+    if 0 < len(missing) < len(names):
+        raise ValueError(f"{', '.join(names)} go together; there is no {', no '.join(missing)}")
 
 
 def in_words(errors: Sequence[Mapping[str, Any]], *, whole: str = "", most: int = 10) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -153,6 +154,15 @@ def test_the_flags_of_tls(command: ModuleType, here: Pair) -> None:
     assert tls("--tls", *flags) == TlsConfig(
         root_certificates=Path("a.pem"), certificate=Path("b.pem"), private_key=Path("b.key")
     )
+
+
+def test_certificates_travel_as_json() -> None:
+    whole = TlsConfig(
+        root_certificates=Path("a.pem"), certificate=Path("b.pem"), private_key=Path("b.key"), server_name=NAME
+    )
+    for config in (whole, TlsConfig(), TlsConfig(server_name=NAME)):
+        assert TlsConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+    assert TlsConfig.from_json({}) == TlsConfig()
 
 
 def test_files_that_cannot_serve_are_named(tmp_path: Path, here: Pair) -> None:

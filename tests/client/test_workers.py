@@ -1,13 +1,14 @@
 """Worker processes share out jobs, tell of their progress, and their failures name what they were doing."""
 
 import multiprocessing
+import signal
 from multiprocessing.connection import Connection
 
 import pytest
 from echo_worker import work
 
 from playserve.errors import ServerFault
-from playserve_client.workers import dismiss, receive, send, share_out, worker_processes
+from playserve_client.workers import dismiss, receive, send, share_out, signals_call, worker_processes
 
 
 def run(numbers: list[int], workers: int) -> tuple[dict[int, int], dict[int, int]]:
@@ -65,3 +66,20 @@ def test_who_is_dismissed_finishes_and_says_so():
         assert receive(connections[0], "doubling")["answer"] == 2
         dismiss(connections, "leaving")
     assert not multiprocessing.active_children()
+
+
+def test_signals_call_within_the_block_and_are_restored_after_it():
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    seen = []
+
+    def leave() -> None:
+        with signals_call(lambda number, _frame: seen.append(number), *numbers):
+            for number in numbers:
+                signal.raise_signal(number)
+            raise ValueError("left")
+
+    with pytest.raises(ValueError, match="left"):
+        leave()
+    assert seen == list(numbers)
+    assert [signal.getsignal(number) for number in numbers] == before

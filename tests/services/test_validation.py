@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import BaseModel, ValidationError, model_validator
 
-from playserve_services.validation import in_words
+from playserve_services.validation import check_together, in_words
 
 
 class Inner(BaseModel):
@@ -29,6 +29,13 @@ def told(value: object, **options: object) -> str:
     with pytest.raises(ValidationError) as refused:
         Settings.model_validate(value)
     return in_words(refused.value.errors(), **options)  # type: ignore[arg-type]
+
+
+def test_fields_that_go_together_are_all_there_or_none() -> None:
+    check_together(Settings(), "low", "inner", "many")
+    check_together(Settings(low=1), "low", "high")
+    with pytest.raises(ValueError, match=r"^low, high, inner, many go together; there is no inner, no many$"):
+        check_together(Settings(low=1), "low", "high", "inner", "many")
 
 
 def test_fields_are_named_by_their_path_and_values_are_not_told() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import sys
 import time
@@ -17,6 +16,7 @@ from playserve_client.client import PolicyClient
 from playserve_client.commands.dialing import dial_options
 from playserve_client.results import PolicyInfo
 from playserve_client.session import Session
+from playserve_client.workers import signals_call
 from playserve_client.worlds.bindings import Bindings
 from playserve_client.worlds.game import WorldGame
 from playserve_client.worlds.paint import Painter
@@ -43,8 +43,9 @@ def play_world(args: argparse.Namespace) -> int:
     if args.film is not None and args.steps < 1:
         raise BadSettingError(f"--steps {args.steps}, wanted 1 or more")
     if args.film is None:
-        os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
-        import pygame  # noqa: F401 - brings the missing-extra hint before anything is done
+        from playserve_client.worlds.window import load_pygame
+
+        load_pygame()  # brings the missing-extra hint before anything is done
     sampling = Sampling(mode=SamplingMode.ARGMAX if args.argmax else SamplingMode.SAMPLE, temperature=args.temperature)
     with PolicyClient(args.server, **dial_options(args)) as client:
         info = client.get_policy(args.world, args.version)
@@ -110,17 +111,13 @@ class _Run:
 
     def play(self, seconds: float | None) -> dict[str, Any]:
         """Play until the window is closed, or `seconds` are over, or a signal comes."""
-        before = {number: signal.signal(number, self._signalled) for number in (signal.SIGINT, signal.SIGTERM)}
         began = due = time.monotonic()
-        try:
+        with signals_call(self._signalled, signal.SIGINT, signal.SIGTERM):
             while not self._ended_by and (seconds is None or time.monotonic() - began < seconds):
                 if not self._turn():
                     break
                 due = max(due + self._period_s, time.monotonic() - self._period_s)  # after a pause there is no rush
                 time.sleep(max(0.0, due - time.monotonic()))
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
         return {"ended_by": self._ended_by} if self._ended_by else {}
 
     def _signalled(self, number: int, _frame: Any) -> None:

@@ -41,6 +41,7 @@ from playserve_client.play.typed import (
 from playserve_client.play.watchers import open_watcher
 from playserve_client.session import Session
 from playserve_client.tracing import ClientTracing
+from playserve_client.workers import signals_call
 
 __all__ = ["open_client", "open_scene", "play"]
 
@@ -164,13 +165,8 @@ def _run(player: Player, console: _Console, seconds: float | None) -> str:
             raise KeyboardInterrupt
         player.stop(signal.Signals(number).name)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        with console:
-            return player.run(seconds)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with signals_call(stop, signal.SIGINT, signal.SIGTERM), console:
+        return player.run(seconds)
 
 
 class _Console:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -93,7 +92,7 @@ class WorldEnv(gymnasium.Env[NDArray[np.uint8], Any]):
         max_steps: Steps after which an episode is truncated.
         eyes: How the agent sees, as fields of :class:`Eyes`; None: the world's frames as they are.
         api_key: Key or token for servers that want one.
-        tls: Whether to dial with TLS, or the fields of a `TlsConfig`.
+        tls: Whether to dial with TLS, or what `TlsConfig.to_json` returns.
         allow_insecure_key: Send the key over plain text to another machine, too.
 
     Raises:
@@ -113,9 +112,12 @@ class WorldEnv(gymnasium.Env[NDArray[np.uint8], Any]):
         allow_insecure_key: bool = False,
     ) -> None:
         self._client = PolicyClient(
-            server, api_key=api_key, tls=tls if isinstance(tls, bool) else _tls(tls), timeout_s=_TIMEOUT_S,
+            server,
+            api_key=api_key,
+            tls=tls if isinstance(tls, bool) else TlsConfig.from_json(tls),
+            timeout_s=_TIMEOUT_S,
             allow_insecure_key=allow_insecure_key,
-        )  # fmt: skip
+        )
         try:
             self.spec_of_world = self._client.get_policy(world, version).spec
             height, width = check_world(self.spec_of_world)
@@ -205,8 +207,3 @@ class WorldEnv(gymnasium.Env[NDArray[np.uint8], Any]):
 
     def _observation(self) -> NDArray[np.uint8]:
         return np.concatenate(list(self._frames), axis=-1)
-
-
-def _tls(fields: Mapping[str, Any]) -> TlsConfig:
-    paths = {name: None if value is None else Path(value) for name, value in fields.items() if name != "server_name"}
-    return TlsConfig(server_name=str(fields.get("server_name", "")), **paths)

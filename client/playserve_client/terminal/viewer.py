@@ -17,6 +17,7 @@ from playserve_client.nethack.tty import TTY_COLUMNS, TTY_ROWS
 from playserve_client.terminal.player import Player, status_text
 from playserve_client.terminal.recording import Recording
 from playserve_client.terminal.screen import BOLD, REVERSE, Screen, look
+from playserve_client.workers import signals_call
 
 __all__ = ["HELP", "can_watch", "watch"]
 
@@ -74,12 +75,8 @@ def _signals_end_it() -> Iterator[None]:
         raise SystemExit(128 + number)
 
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {number: signal.signal(number, leave) for number in numbers}
-    try:
+    with signals_call(leave, *numbers):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class _Viewer:

@@ -5,11 +5,12 @@ Shape legend: H height, W width.
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,7 @@ def film(session: Session, actions: Iterator[Action], steps: int, take: Callable
     """
     began, rewards, unsure, seen = time.monotonic(), 0.0, list[float](), 0
     shown = None
-    for action in _after(idle_action(session.spec.action), actions):
+    for action in itertools.chain([idle_action(session.spec.action)], actions):
         if seen >= steps or (shown is not None and shown.terminated):
             break
         shown = show(session.step_world(action))
@@ -167,8 +168,3 @@ def film(session: Session, actions: Iterator[Action], steps: int, take: Callable
         "uncertainty_nats": float(np.mean(unsure)) if unsure else None,
         "frames_per_s": round(seen / seconds, 2),
     }
-
-
-def _after(first: Action, rest: Iterator[Action] | Sequence[Action]) -> Iterator[Action]:
-    yield first
-    yield from rest

@@ -15,7 +15,7 @@ from playserve.errors import UnsupportedError
 from playserve.specs import ActionSpec, DiscreteActionSpec, PolicyKind, PolicySpec
 from playserve_client.results import StepResult
 
-__all__ = ["Shown", "check_world", "idle_action", "show"]
+__all__ = ["Shown", "as_rgb", "check_world", "idle_action", "show"]
 
 _IDLE_NAMES = ("noop", "idle", "none", "wait")
 
@@ -55,12 +55,16 @@ def check_world(spec: PolicySpec) -> tuple[int, int]:
     return frame.shape[0], frame.shape[1]
 
 
+def as_rgb(frame_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a frame, uint8 [H, W, 1 or 3], as uint8 [H, W, 3]; the frame itself where it has three channels."""
+    return np.repeat(frame_HWC, 3, axis=2) if frame_HWC.shape[2] == 1 else frame_HWC
+
+
 def show(result: StepResult) -> Shown:
     """Return what a result of a world shows; see :func:`check_world`."""
     outputs = result.outputs
-    frame = np.asarray(outputs["frame"])
     return Shown(
-        frame=np.repeat(frame, 3, axis=2) if frame.shape[2] == 1 else frame,
+        frame=as_rgb(np.asarray(outputs["frame"])),
         reward=float(outputs["reward"]) if "reward" in outputs else 0.0,
         terminated=bool(outputs["terminated"]) if "terminated" in outputs else False,
         uncertainty=float(outputs["uncertainty"]) if "uncertainty" in outputs else None,

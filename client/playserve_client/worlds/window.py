@@ -17,7 +17,7 @@ from playserve.errors import UnsupportedError
 from playserve_client.actuate.codes import KEYS
 from playserve_client.worlds.bindings import Held
 
-__all__ = ["Wishes", "WorldWindow"]
+__all__ = ["Wishes", "WorldWindow", "load_pygame"]
 
 _BAR_PX = 28
 _SMALLEST_PX = 512  # of the longer side, when the window opens
@@ -36,6 +36,18 @@ _OTHER_NAMES: Mapping[str, str] = {
     "MetaRight": "RGUI", "NumpadEnter": "KP_ENTER", "NumpadAdd": "KP_PLUS", "NumpadSubtract": "KP_MINUS",
     "NumpadMultiply": "KP_MULTIPLY", "NumpadDivide": "KP_DIVIDE", "NumpadDecimal": "KP_PERIOD",
 }  # fmt: skip
+
+
+def load_pygame() -> Any:
+    """Return the module pygame, which does not advertise itself on stdout.
+
+    Raises:
+        ModuleNotFoundError: It is not installed.
+    """
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+    import pygame
+
+    return pygame
 
 
 @dataclass(slots=True)
@@ -69,10 +81,7 @@ class WorldWindow:
     """
 
     def __init__(self, title: str, size: tuple[int, int], *, holds_mouse: bool) -> None:
-        os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
-        import pygame
-
-        self._pygame: Any = pygame
+        self._pygame = pygame = load_pygame()
         try:
             pygame.display.init()
             scale = max(1, -(-_SMALLEST_PX // max(size)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, Field, model_validator
 
 from playserve_services.auth.tokens import Jwts, TokenRules, jwks_at
+from playserve_services.validation import check_together
 
 __all__ = ["IssuerSettings"]
 
@@ -23,10 +24,7 @@ class IssuerSettings(BaseModel):
 
     @model_validator(mode="after")
     def _issuer_is_whole(self) -> IssuerSettings:
-        names = ("jwt_issuer", "jwt_audience", "jwt_jwks")
-        missing = [name for name in names if not getattr(self, name)]
-        if 0 < len(missing) < len(names):
-            raise ValueError(f"{', '.join(names)} go together; there is no {', no '.join(missing)}")
+        check_together(self, "jwt_issuer", "jwt_audience", "jwt_jwks")
         return self
 
     def tokens(self) -> Jwts | None:

@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from playserve_services.auth.issuer import IssuerSettings
 from playserve_services.auth.loopback import is_loopback
+from playserve_services.validation import check_together
 
 __all__ = ["ControlSettings"]
 
@@ -79,10 +80,8 @@ class ControlSettings(IssuerSettings, BaseSettings):
 
     @model_validator(mode="after")
     def _together(self) -> ControlSettings:
-        for names in (("tls_cert", "tls_key"), ("replica_tls_cert", "replica_tls_key")):
-            missing = [name for name in names if not getattr(self, name)]
-            if missing and len(missing) < len(names):
-                raise ValueError(f"{', '.join(names)} go together; there is no {', no '.join(missing)}")
+        check_together(self, "tls_cert", "tls_key")
+        check_together(self, "replica_tls_cert", "replica_tls_key")
         if self.jwt_issuer and self.require_keys is False:
             raise ValueError("jwt_issuer has no meaning where require_keys is false: nobody is asked for a token")
         return self

@@ -253,12 +253,12 @@ class SlotPool:
             torch.frombuffer(data, dtype=torch.uint8).copy_(rows)
         return data
 
-    def write_part(self, slot: int, part: Part, data: memoryview | bytes) -> None:
+    def write_part(self, slot: int, part: Part, data: bytes | bytearray | memoryview) -> None:
         """Overwrite a part of a slot's memory with as many bytes as it has. Call it on the engine thread."""
         if not len(data):
             return
         if part.axis == -1:
-            self.write_chunk(slot, part.name, data)
+            self.write_chunk(slot, part.name, memoryview(data))
             return
         if part.name not in self.tensors:
             raise LayoutMismatchError(f"{part}: memory that lies elsewhere takes whole tensors only")

@@ -203,7 +203,8 @@ class PlayJudge:
         session: _Session = self._scene.sessions[token]
         demand(not session.over and not session.attached, "the session cannot be resumed")
         demand(opened.session_id == session.opened.session_id, "another session")
-        demand(opened.policy.version == session.opened.policy.version, "another version")
+        if session.opening.version_policy != ps.VERSION_POLICY_FOLLOW:
+            demand(opened.policy.version == session.opened.policy.version, "another version")
         demand(opened.policy.state_layout == session.opened.policy.state_layout, "another memory")
         demand(opened.last_seq in session.sent or not opened.last_seq, f"last_seq {opened.last_seq}")
         demand(opened.config_revision >= session.revision, "settings were lost")

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from playserve.errors import BadSettingError
 from playserve_trainer.data.batches import IGNORED_LABEL, Batch, ShuffledOrder
 from playserve_trainer.data.tokens.cache import TokenCache
+from playserve_trainer.data.tokens.frames import kept_frames
 from playserve_trainer.models.policy import UNKNOWN_ACTION
 
 __all__ = ["Learns", "TokenClips", "arriving_rewards", "reward_classes", "reward_values", "starts_of"]
@@ -124,8 +125,7 @@ class TokenClips:
         rewards_N: NDArray[np.int64] | None = None,
         tell_episodes: bool = False,
     ) -> None:
-        if learns is Learns.FRAMES and cache.frames is None:
-            raise BadSettingError("the token cache holds no frames: make it with `playserve data tokenize --frames`")
+        self._frames = kept_frames(cache) if learns is Learns.FRAMES else None
         if learns is not Learns.FRAMES and not cache.num_tokens:
             raise BadSettingError("the token cache holds no tokens: make it with `playserve data tokenize --tokenizer`")
         if learns is Learns.WORLD and (rewards_N is None or sequence_length < 2):
@@ -136,7 +136,6 @@ class TokenClips:
             raise BadSettingError("there is no episode to make clips of")
         self._cache = cache
         self._rewards_N = rewards_N if learns is Learns.WORLD else None
-        self._frames = cache.frames if learns is Learns.FRAMES else None
         self._episode_X = np.repeat(chosen, clips_E)
         self._number_X = np.concatenate([np.arange(count) for count in clips_E])
         spare_E = np.maximum(0, cache.lengths_E[chosen] - clips_E * sequence_length)

@@ -11,22 +11,37 @@ from pathlib import Path
 from playserve.errors import BadSettingError
 from playserve_trainer.demo.log import LOG_NAME
 
-__all__ = ["clear_folder", "locked_folder"]
+__all__ = ["demo_folder"]
 
 _LOCK_NAME = ".lock"
 
 
-def clear_folder(out: Path, folders: Sequence[str], files: Sequence[str]) -> None:
-    """Throw away an earlier demo.
+@contextmanager
+def demo_folder(out: Path, folders: Sequence[str], files: Sequence[str], *, fresh: bool) -> Iterator[None]:
+    """Make a demo's folder, unless it is there, and keep other demos out for the length of the block.
 
     Args:
-        out: Its folder; one that holds no demo is left as it is.
+        out: The folder.
         folders: What a demo writes.
         files: The same.
+        fresh: Throw away first what an earlier demo wrote.
 
     Raises:
-        BadSettingError: The folder holds something, but no demo.
+        BadSettingError: Another demo is at work in the folder, or it is to be emptied and holds something, but no demo.
     """
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / _LOCK_NAME).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise BadSettingError(f"another demo is at work in {out}; wait for it, or choose another --out") from None
+        if fresh:
+            _clear(out, folders, files)
+        yield
+
+
+def _clear(out: Path, folders: Sequence[str], files: Sequence[str]) -> None:
+    """Throw away an earlier demo; BadSettingError where the folder holds something, but no demo."""
     if not (out / LOG_NAME).exists():
         strangers = sorted(path.name for path in out.iterdir() if path.name != _LOCK_NAME)
         if strangers:
@@ -38,14 +53,3 @@ def clear_folder(out: Path, folders: Sequence[str], files: Sequence[str]) -> Non
         shutil.rmtree(out / name, ignore_errors=True)
     for name in (*files, LOG_NAME):
         (out / name).unlink(missing_ok=True)
-
-
-@contextmanager
-def locked_folder(out: Path) -> Iterator[None]:
-    """Keep other demos out for the length of the block; BadSettingError where one is at work."""
-    with (out / _LOCK_NAME).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise BadSettingError(f"another demo is at work in {out}; wait for it, or choose another --out") from None
-        yield

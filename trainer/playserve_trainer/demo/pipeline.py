@@ -10,14 +10,14 @@ from rich.console import Console
 
 from playserve.files import write_text
 from playserve_trainer.demo.carried import carried_checkpoint, why_absent
-from playserve_trainer.demo.folder import clear_folder, locked_folder
+from playserve_trainer.demo.folder import demo_folder
 from playserve_trainer.demo.log import DemoLog
 from playserve_trainer.demo.outcome import GameOutcome, is_begun, is_played, is_published, is_trained, read_outcomes
 from playserve_trainer.demo.page import render_page
 from playserve_trainer.demo.plan import DemoPlan, GamePlan
 from playserve_trainer.demo.recorded import is_recorded
 from playserve_trainer.demo.stages import Stages
-from playserve_trainer.demo.steps import playing, publishing, recording, serving, training
+from playserve_trainer.demo.steps import FILM_SEED, playing, publishing, recording, serving, training
 from playserve_trainer.demo.table import print_outcomes, print_times
 from playserve_trainer.wording import utc_now
 
@@ -26,8 +26,7 @@ __all__ = ["PAGE_NAME", "run_demo"]
 PAGE_NAME = "index.html"
 # What a demo writes, and so what --fresh may throw away.
 _PARTS = ("data", "train", "store", "rollout", "films", "logs")
-# Beyond the evaluator's own seeds, so that the film shows no episode of the table.
-_FILM_SEED, _FILM_S = 1_900_000, 20.0
+_FILM_S = 20.0
 
 
 def run_demo(plan: DemoPlan, out: Path, console: Console, *, fresh: bool = False) -> int:
@@ -38,10 +37,7 @@ def run_demo(plan: DemoPlan, out: Path, console: Console, *, fresh: bool = False
         KeyboardInterrupt: Somebody stopped it; the same call goes on.
     """
     started = time.monotonic()
-    out.mkdir(parents=True, exist_ok=True)
-    with locked_folder(out):
-        if fresh:
-            clear_folder(out, _PARTS, (PAGE_NAME,))
+    with demo_folder(out, _PARTS, (PAGE_NAME,), fresh=fresh):
         absent = {game.game: why_absent(game.carried) for game in plan.games if game.carried}
         for name, why in absent.items():
             if why:
@@ -98,7 +94,7 @@ class _Demo:
         from playserve_trainer.demo.doom.film import make_film
 
         with self._stages.within(f"film-{game.game}", f"Film {game.title} in real time"):
-            make_film(address, game.scenario, game.scenario_goal, self._out, seconds=_FILM_S, seed=_FILM_SEED, tries=1)
+            make_film(address, game.scenario, game.scenario_goal, self._out, seconds=_FILM_S, seed=FILM_SEED, tries=1)
 
 
 def _conclude(outcomes: Sequence[GameOutcome], out: Path, console: Console, log: DemoLog) -> int:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 from rich.console import Console
 from rich.markup import escape
@@ -16,7 +17,10 @@ from playserve_trainer.demo.steps import Step
 from playserve_trainer.processes import run_command, serve, shown
 from playserve_trainer.wording import clock
 
-__all__ = ["Stages"]
+__all__ = ["SLEEPING_THREADS", "Stages"]
+
+#: Threads that wait sleep: beside other work, spinning ones leave a third of the training speed.
+SLEEPING_THREADS: Mapping[str, str] = MappingProxyType({"OMP_WAIT_POLICY": "passive"})
 
 
 class Stages:

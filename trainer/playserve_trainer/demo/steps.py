@@ -7,7 +7,10 @@ from pathlib import Path
 
 from playserve_trainer.demo.plan import DemoPlan, GamePlan
 
-__all__ = ["Step", "data_folder", "playing", "publishing", "recording", "serving", "training"]
+__all__ = ["FILM_SEED", "Step", "data_folder", "playing", "publishing", "recording", "serving", "training"]
+
+#: Of films: beyond the evaluator's own seeds, so that none shows an episode of a table.
+FILM_SEED = 1_900_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

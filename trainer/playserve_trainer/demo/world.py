@@ -15,11 +15,11 @@ from rich.console import Console
 
 from playserve.files import write_json
 from playserve_trainer.demo.files import read_json
-from playserve_trainer.demo.folder import clear_folder, locked_folder
+from playserve_trainer.demo.folder import demo_folder
 from playserve_trainer.demo.log import DemoLog
 from playserve_trainer.demo.outcome import is_played, is_published
-from playserve_trainer.demo.stages import Stages
-from playserve_trainer.demo.steps import Step, publishing, serving
+from playserve_trainer.demo.stages import SLEEPING_THREADS, Stages
+from playserve_trainer.demo.steps import FILM_SEED, Step, publishing, serving
 from playserve_trainer.demo.table import print_times
 from playserve_trainer.wording import utc_now
 
@@ -29,9 +29,6 @@ RESULTS_NAME = "results.json"
 #: Names in the demo's store.
 WORLD, AGENT = "world", "agent"
 _PARTS = ("store", "films", "rollout", "logs")
-# Beyond the evaluator's own seeds, so that no film shows an episode of a table.
-_FILM_SEED = 1_900_000
-_VARIABLES = {"OMP_WAIT_POLICY": "passive"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,12 +72,9 @@ def run_world(
         KeyboardInterrupt: Somebody stopped it; the same call goes on.
     """
     started = time.monotonic()
-    out.mkdir(parents=True, exist_ok=True)
-    with locked_folder(out):
-        if fresh:
-            clear_folder(out, _PARTS, (RESULTS_NAME,))
+    with demo_folder(out, _PARTS, (RESULTS_NAME,), fresh=fresh):
         log = DemoLog.open(out, plan)
-        demo = WorldDemo(plan, out, Stages(out, console, log, variables=_VARIABLES))
+        demo = WorldDemo(plan, out, Stages(out, console, log, variables=SLEEPING_THREADS))
         demo.make({WORLD: checkpoint} | ({AGENT: agent} if agent is not None else {}))
         demo.use(with_agent=agent is not None)
         results = demo.results()
@@ -143,7 +137,7 @@ class WorldDemo:
     def _filming(self, number: int, address: str) -> Step:
         name = self._out / "films" / f"{WORLD}-{number}"
         command = (
-            "play", "--world", WORLD, "--server", address, "--seed", f"{_FILM_SEED + number}", "--film",
+            "play", "--world", WORLD, "--server", address, "--seed", f"{FILM_SEED + number}", "--film",
             f"{name.with_suffix('.mp4')}", "--steps", f"{self._plan.film_frames}", "--out",
             f"{name.with_suffix('.json')}",
         )  # fmt: skip

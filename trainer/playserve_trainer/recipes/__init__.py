@@ -7,7 +7,8 @@ command line looks at every recipe's flags.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from playserve_trainer.models.policy import Policy
     from playserve_trainer.train.evaluate import Scores
 
-__all__ = ["Baseline", "HeldOut", "HeldOutMaker", "Prepared", "Recipe"]
+__all__ = ["Baseline", "HeldOut", "HeldOutMaker", "Prepared", "Recipe", "held_out_maker", "take_flags"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,3 +114,28 @@ class Recipe(Protocol):
 
     def sketch(self, config: TrainConfig) -> Policy:
         """Return a policy of the run's shapes, its weights of no use, from as little of the data as that takes."""
+
+
+def take_flags(given: dict[str, Any], flags: Sequence[str]) -> dict[str, Any]:
+    """Return those of some flags that are given, in the order of `flags`; they are gone from `given` afterwards."""
+    return {flag: given.pop(flag) for flag in flags if flag in given}
+
+
+def held_out_maker(
+    config: TrainConfig, episodes: tuple[str, ...], source: Callable[[TrainConfig], BatchSource]
+) -> HeldOutMaker:
+    """Return what makes held-out batches cut in another way.
+
+    Args:
+        config: The run's settings.
+        episodes: Name of each episode, by the number that batches give it.
+        source: Makes held-out batches, which say their episodes, of the settings in another cut.
+    """
+
+    def make(batch_size: int, sequence_length: int, seed: int) -> HeldOut:
+        cut = dataclasses.replace(
+            config, batch_size=batch_size, sequence_length=sequence_length, seed=seed, accumulate=1
+        )
+        return HeldOut(source=source(cut), episodes=episodes)
+
+    return make

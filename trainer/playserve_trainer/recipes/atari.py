@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from playserve.errors import BadSettingError, DataLossError, NotFoundError
-from playserve_trainer.recipes import HeldOut, Prepared
+from playserve_trainer.recipes import Prepared, held_out_maker
 from playserve_trainer.train.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -120,19 +120,12 @@ def prepare(
     if not config.held_out:
         return Prepared(policy=policy, source=source, held_out=None, report=report)
     names, held_out = unique_names([f"seed-{meta.seed}" for meta in episodes.metas]), episodes.select(held_out=True)
-
-    def held_out_as(batch_size: int, sequence_length: int, seed: int) -> HeldOut:
-        cut = dataclasses.replace(
-            config, batch_size=batch_size, sequence_length=sequence_length, seed=seed, accumulate=1
-        )
-        return HeldOut(source=_source(episodes, held_out, cut, tell_episodes=True), episodes=names)
-
     return Prepared(
         policy=policy,
         source=source,
         held_out=_source(episodes, held_out, config),
         report=report,
-        held_out_as=held_out_as,
+        held_out_as=held_out_maker(config, names, lambda cut: _source(episodes, held_out, cut, tell_episodes=True)),
     )
 
 

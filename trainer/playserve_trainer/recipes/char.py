@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from playserve_trainer.recipes import HeldOut, Prepared
+from playserve_trainer.recipes import Prepared, held_out_maker, take_flags
 from playserve_trainer.train.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -67,8 +67,8 @@ def settings(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return training settings for the flags given; `text` becomes `task`."""
     rest = dict(given)
     text = rest.pop(TASK_FLAG, _DEFAULT_TEXT)
-    model = {**DEFAULTS["model"], **{flag: rest.pop(flag) for flag in MODEL_FLAGS if flag in rest}}
-    options = {"sparse": 1, **{flag: rest.pop(flag) for flag in OPTION_FLAGS if flag in rest}}
+    model = {**DEFAULTS["model"], **take_flags(rest, MODEL_FLAGS)}
+    options = {"sparse": 1, **take_flags(rest, OPTION_FLAGS)}
     return {**DEFAULTS, "family": _FAMILY, "task": text, "model": model, "options": options, **rest}
 
 
@@ -110,20 +110,15 @@ def prepare(
     if not config.held_out:
         return Prepared(policy=policy, source=source, held_out=None, report=report)
     held_out = text.select(held_out=True)
-
-    def held_out_as(batch_size: int, sequence_length: int, seed: int) -> HeldOut:
-        cut = dataclasses.replace(
-            config, batch_size=batch_size, sequence_length=sequence_length, seed=seed, accumulate=1
-        )
-        return HeldOut(source=_source(text, held_out, classes, cut, tell_episodes=True), episodes=text.names)
-
     return Prepared(
         policy=policy,
         source=source,
         held_out=_source(text, held_out, classes, config),
         report=report,
         baselines=char_baselines(text, classes),
-        held_out_as=held_out_as,
+        held_out_as=held_out_maker(
+            config, text.names, lambda cut: _source(text, held_out, classes, cut, tell_episodes=True)
+        ),
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from playserve_trainer.recipes import HeldOut, Prepared
+from playserve_trainer.recipes import Prepared, held_out_maker, take_flags
 from playserve_trainer.train.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def settings(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return training settings for the flags given; `character` becomes `task`, the model's flags `model`."""
     rest = dict(given)
     character = rest.pop(TASK_FLAG, _DEFAULT_CHARACTER)
-    model = {flag: rest.pop(flag) for flag in MODEL_FLAGS if flag in rest}
+    model = take_flags(rest, MODEL_FLAGS)
     values: dict[str, Any] = {**DEFAULTS[""], **DEFAULTS.get(model.get("core", "lstm"), {})}
     values |= {"family": _FAMILY, "task": character, "model": {**values["model"], **model}}
     return {**values, **rest}
@@ -145,21 +145,16 @@ def prepare(
     if not config.held_out:
         return Prepared(policy=policy, source=source, held_out=None, report=report)
     names, held_out = unique_names([meta.name for meta in metas]), games.select(held_out=True)
-
-    def held_out_as(batch_size: int, sequence_length: int, seed: int) -> HeldOut:
-        # A handful of held-out games may fill fewer rows than a batch of training has.
-        rows = min(batch_size, max(1, int(lengths[held_out].sum()) // sequence_length))
-        cut = dataclasses.replace(config, batch_size=rows, sequence_length=sequence_length, seed=seed, accumulate=1)
-        return HeldOut(source=_source(games, held_out, cut, tell_episodes=True), episodes=names)
-
-    rows = min(config.batch_size, max(1, int(lengths[held_out].sum()) // config.sequence_length))
+    steps = int(lengths[held_out].sum())
     return Prepared(
         policy=policy,
         source=source,
-        held_out=_source(games, held_out, dataclasses.replace(config, batch_size=rows, accumulate=1)),
+        held_out=_source(games, held_out, _of_rows(config, steps)),
         report=report,
         baselines=key_baselines(*data.sides),
-        held_out_as=held_out_as,
+        held_out_as=held_out_maker(
+            config, names, lambda cut: _source(games, held_out, _of_rows(cut, steps), tell_episodes=True)
+        ),
     )
 
 
@@ -170,6 +165,12 @@ def sketch(config: TrainConfig) -> Policy:
 
     protocol = {"character": config.task, "num_actions": NUM_ACTIONS, "action_names": list(ACTION_NAMES)}
     return build(_FAMILY, {**protocol, **config.model})
+
+
+def _of_rows(config: TrainConfig, steps: int) -> TrainConfig:
+    """Return the settings with as many rows as held-out games of so many steps fill: maybe fewer than training has."""
+    rows = min(config.batch_size, max(1, steps // config.sequence_length))
+    return dataclasses.replace(config, batch_size=rows, accumulate=1)
 
 
 def _source(

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
 from playserve.errors import BadSettingError, NotFoundError
-from playserve_trainer.recipes import HeldOut, Prepared
+from playserve_trainer.recipes import Prepared, held_out_maker, take_flags
 from playserve_trainer.train.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from playserve_trainer.data.episodes import DataReport
     from playserve_trainer.data.p2p import Recordings
-    from playserve_trainer.data.p2p_clips import ClipSet
+    from playserve_trainer.data.p2p_clips import Clips, ClipSet
     from playserve_trainer.data.p2p_frames import FrameStore
     from playserve_trainer.models.p2p import P2PPolicy
     from playserve_trainer.models.policy import Policy
@@ -143,8 +143,7 @@ def settings(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return training settings for the flags given: `game` becomes `task`, the rest goes to `model` and `options`."""
     rest = dict(given)
     task = rest.pop(TASK_FLAG, _EVERY_GAME)
-    model = {flag: rest.pop(flag) for flag in MODEL_FLAGS if flag in rest}
-    options = {flag: rest.pop(flag) for flag in OPTION_FLAGS if flag in rest}
+    model, options = take_flags(rest, MODEL_FLAGS), take_flags(rest, OPTION_FLAGS)
     size = model.get("size", _SIZE)
     if not rest.get("init_from"):  # whose checkpoint says its size
         model["size"] = size
@@ -233,13 +232,9 @@ def prepare(
         return Prepared(policy=policy, source=source, held_out=None, report=report)
     held_out = maker.clips([maker.clip_set(*stores[0], held_out=True, share=1.0)], training=False)
 
-    def held_out_as(batch_size: int, sequence_length: int, seed: int) -> HeldOut:
-        cut = dataclasses.replace(
-            config, batch_size=batch_size, sequence_length=sequence_length, seed=seed, accumulate=1
-        )
+    def again(cut: TrainConfig) -> Clips:
         its = _Maker(cut, options, policy)
-        clips = its.clips([its.clip_set(*stores[0], held_out=True, share=1.0)], training=False, tell_episodes=True)
-        return HeldOut(source=clips, episodes=tuple(main.folders))
+        return its.clips([its.clip_set(*stores[0], held_out=True, share=1.0)], training=False, tell_episodes=True)
 
     of_heads = groups(Vocabulary.from_json(_model(config)["vocabulary"]))
     guesses = Guesses.fit(main, maker.chosen(main, held_out=False), of_heads)
@@ -252,7 +247,7 @@ def prepare(
         report=report,
         baselines=baselines,
         scores=ActionScores(of_heads, by_frequency),
-        held_out_as=held_out_as,
+        held_out_as=held_out_maker(config, tuple(main.folders), again),
         # As in the loss: each group is one mean over its heads, in units of guessing.
         head_weights=tuple(1 / (heads * math.log(choices)) for _, choices, heads in of_heads for _ in range(heads)),
     )
@@ -415,7 +410,7 @@ class _Maker:
         order = ClipOrder(recordings, chosen, config.sequence_length, config.seed, moving=not held_out)
         return ClipSet(recordings, frames, order, share)
 
-    def clips(self, sets: Sequence[ClipSet], *, training: bool, tell_episodes: bool = False) -> Any:
+    def clips(self, sets: Sequence[ClipSet], *, training: bool, tell_episodes: bool = False) -> Clips:
         """Return the batches."""
         from playserve_trainer.data.p2p_augment import Augmenter
         from playserve_trainer.data.p2p_clips import Clips

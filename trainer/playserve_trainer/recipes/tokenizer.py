@@ -9,14 +9,13 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from playserve.errors import BadSettingError
-from playserve_trainer.recipes import Baseline, Prepared
+from playserve_trainer.recipes import Baseline, Prepared, take_flags
 from playserve_trainer.train.config import TrainConfig
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from playserve_trainer.data.episodes import DataReport
     from playserve_trainer.data.tokens.cache import TokenCache
     from playserve_trainer.models.policy import Policy
 
@@ -85,8 +84,8 @@ def settings(given: Mapping[str, Any]) -> dict[str, Any]:
         raise BadSettingError(
             "NetHack's screen is made of tokens already: `playserve data tokenize --game nethack` needs no training"
         )
-    model = {**DEFAULTS["model"], **{flag: rest.pop(flag) for flag in MODEL_FLAGS if flag in rest}}
-    options = {**_OPTIONS, **{flag: rest.pop(flag) for flag in OPTION_FLAGS if flag in rest}}
+    model = {**DEFAULTS["model"], **take_flags(rest, MODEL_FLAGS)}
+    options = {**_OPTIONS, **take_flags(rest, OPTION_FLAGS)}
     if options["every"] < 1 or options["size"] < 0:
         raise BadSettingError(f"every is at least 1 and size at least 0, not {options['every']}, {options['size']}")
     return {**DEFAULTS, "family": _FAMILY, "task": game, "model": model, "options": options, **rest}
@@ -122,17 +121,15 @@ def prepare(
     """
     import torch
 
-    from playserve_trainer.data.split import share_of_episodes
     from playserve_trainer.data.tokens.frames import ShuffledFrames, evenly, kept_frames, place_statistics
+    from playserve_trainer.data.tokens.learnt import learnt_episodes, report_of
     from playserve_trainer.data.tokens.scores import ProbeSet, TokenizerScores
     from playserve_trainer.models.tokenizer import VQTokenizer
 
     cache = read(config, progress) if data is None else data
     every = int({**_OPTIONS, **config.options}["every"])
     frames = kept_frames(cache)
-    learnt = share_of_episodes(
-        cache.select(held_out=False), cache.places_E.tolist(), cache.lengths_E, config.data_share
-    )
+    learnt = learnt_episodes(cache, config.data_share)
     torch.manual_seed(config.seed)
     policy = _build(config, cache.frame_shape, str(cache.game.get("resize_id", "")))
     if not isinstance(policy, VQTokenizer):
@@ -140,7 +137,9 @@ def prepare(
     mean, spread = place_statistics(frames[evenly(cache.frames_of(learnt), _STATISTICS_FRAMES)])
     policy.standardise_by(torch.from_numpy(mean), torch.from_numpy(spread))
     source = ShuffledFrames(cache, learnt, batch_size=config.batch_size, seed=config.seed, every=every)
-    report = _report(config, cache, source.num_samples)
+    report = report_of(
+        cache, directory=config.data, digest=cache.data_digest, share=config.data_share, samples=source.num_samples
+    )
     if not config.held_out:
         return Prepared(policy=policy, source=source, held_out=None, report=report)
     aside = cache.select(held_out=True)
@@ -168,25 +167,6 @@ def _build(config: TrainConfig, frame_shape: tuple[int, int, int], resize_id: st
     height, width, channels = frame_shape
     shapes = {"height": height, "width": width, "channels": channels, "game": config.task, "resize_id": resize_id}
     return build(_FAMILY, {**shapes, **DEFAULTS["model"], **config.model})
-
-
-def _report(config: TrainConfig, cache: TokenCache, samples: int) -> DataReport:
-    """Return what was read."""
-    from playserve_trainer.data.episodes import DataReport
-    from playserve_trainer.data.split import share_digest
-
-    held_out = cache.held_out_E
-    scores = [float(cache.reward_N[s : s + n].sum()) for s, n in zip(cache.starts_E, cache.lengths_E, strict=True)]
-    return DataReport(
-        directory=config.data,
-        episodes=len(held_out),
-        held_out_episodes=int(held_out.sum()),
-        samples=samples,
-        held_out_samples=int(cache.lengths_E[held_out].sum()),
-        digest=share_digest(cache.data_digest, config.data_share),
-        mean_score=sum(scores) / len(scores),
-        damaged=cache.damaged,
-    )
 
 
 def _mean_frame(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +10,13 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from playserve.errors import BadSettingError, NotFoundError
-from playserve_trainer.recipes import Baseline, HeldOut, Prepared
+from playserve_trainer.recipes import Baseline, Prepared, held_out_maker, take_flags
 from playserve_trainer.train.config import TrainConfig
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from playserve_trainer.data.episodes import DataReport
     from playserve_trainer.data.token_clips import TokenClips
     from playserve_trainer.data.tokens.cache import TokenCache
     from playserve_trainer.models.policy import Policy
@@ -102,8 +100,8 @@ class CacheRecipe:
         game = rest.pop(self.TASK_FLAG, None)
         if not game:
             raise BadSettingError("which game? give --game, such as --game breakout or --game doom")
-        model = {**DEFAULTS["model"], **{flag: rest.pop(flag) for flag in self.MODEL_FLAGS if flag in rest}}
-        options = {"tokens": 0, **{flag: rest.pop(flag) for flag in self.OPTION_FLAGS if flag in rest}}
+        model = {**DEFAULTS["model"], **take_flags(rest, self.MODEL_FLAGS)}
+        options = {"tokens": 0, **take_flags(rest, self.OPTION_FLAGS)}
         length = 2 * int(model.get("context", _CONTEXT))
         return {
             **DEFAULTS, "sequence_length": length, "family": self.family, "task": game, "model": model,
@@ -117,10 +115,10 @@ class CacheRecipe:
             NotFoundError: There is none.
             BadSettingError: It is of another game.
         """
-        from playserve_trainer.data.tokens.cache import INDEX_NAME, open_cache
+        from playserve_trainer.data.tokens.cache import INDEX_NAME, cache_folder, open_cache
 
-        root, tokens = Path(config.data), int(config.options.get("tokens", 0))
-        folder = root if (root / INDEX_NAME).is_file() else root / f"{config.task}-{tokens}"
+        root = Path(config.data)
+        folder = cache_folder(root, config.task, int(config.options.get("tokens", 0)))
         if not (folder / INDEX_NAME).is_file():
             raise NotFoundError(
                 f"neither {root} nor {folder} is a token cache; make one with `playserve data tokenize --game "
@@ -146,29 +144,22 @@ class CacheRecipe:
         """
         import torch
 
-        from playserve_trainer.data.split import share_of_episodes
         from playserve_trainer.data.token_scores import PartScores
+        from playserve_trainer.data.tokens.learnt import learnt_episodes, report_of
 
         cache = self.read(config, progress) if data is None else data
         aside = cache.select(held_out=True)
-        learnt = share_of_episodes(
-            cache.select(held_out=False), cache.places_E.tolist(), cache.lengths_E, config.data_share
-        )
+        learnt = learnt_episodes(cache, config.data_share)
         make = _Clips(self.learns, cache)
         torch.manual_seed(config.seed)
         policy = self._policy(config, cache, make)
         _furnish(policy, cache, aside if len(aside) else learnt)
         source = make.source(learnt, config)
-        report = _report(config, cache, source.num_samples)
+        report = report_of(
+            cache, directory=config.data, digest=cache.digest, share=config.data_share, samples=source.num_samples
+        )
         if not config.held_out:
             return Prepared(policy=policy, source=source, held_out=None, report=report)
-
-        def held_out_as(batch_size: int, sequence_length: int, seed: int) -> HeldOut:
-            cut = dataclasses.replace(
-                config, batch_size=batch_size, sequence_length=sequence_length, seed=seed, accumulate=1
-            )
-            return HeldOut(source=make.source(aside, cut, tell_episodes=True), episodes=cache.names_E)
-
         parts = ("tokens", "reward", "end") if self.learns == "world" else ("action",) * len(cache.heads)
         if len(parts) > 1 and self.learns != "world":
             parts = tuple(f"action{number}" for number in range(len(parts)))
@@ -180,7 +171,7 @@ class CacheRecipe:
             report=report,
             baselines=_baselines(self.learns, cache, learnt, aside),
             scores=PartScores(parts),
-            held_out_as=held_out_as,
+            held_out_as=held_out_maker(config, cache.names_E, lambda cut: make.source(aside, cut, tell_episodes=True)),
             head_weights=weights,
         )
 
@@ -242,11 +233,10 @@ class _Clips:
 
     def pixels(self) -> tuple[float, float]:
         """Return the commonest pixel of the cache's frames, and how far others are from it."""
+        from playserve_trainer.data.tokens.frames import kept_frames
         from playserve_trainer.recipes.atari import pixel_statistics
 
-        frames = self._cache.frames
-        if frames is None:
-            raise BadSettingError("the token cache holds no frames: make it with `playserve data tokenize --frames`")
+        frames = kept_frames(self._cache)
         return pixel_statistics(frames[:: max(1, len(frames) // 256)])
 
 
@@ -264,26 +254,6 @@ def _furnish(policy: Policy, cache: TokenCache, chosen: NDArray[np.int64]) -> No
         tokens, actions = starts_of(cache, chosen, policy.config.starts, policy.config.start_frames)
         policy.start_tokens_SCK.copy_(torch.from_numpy(tokens))
         policy.start_actions_SCH.copy_(torch.from_numpy(actions))
-
-
-def _report(config: TrainConfig, cache: TokenCache, samples: int) -> DataReport:
-    """Return what was read."""
-    import numpy as np
-
-    from playserve_trainer.data.episodes import DataReport
-    from playserve_trainer.data.split import share_digest
-
-    held_out = cache.held_out_E
-    return DataReport(
-        directory=config.data,
-        episodes=len(held_out),
-        held_out_episodes=int(held_out.sum()),
-        samples=samples,
-        held_out_samples=int(cache.lengths_E[held_out].sum()),
-        digest=share_digest(cache.digest, config.data_share),
-        mean_score=float(np.add.reduceat(cache.reward_N, cache.starts_E).mean()),
-        damaged=cache.damaged,
-    )
 
 
 def _baselines(

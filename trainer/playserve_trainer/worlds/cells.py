@@ -16,7 +16,7 @@ from typing import Any
 from playserve.errors import BadSettingError, DataLossError
 from playserve.files import read_json, write_json, write_text
 from playserve_trainer.checkpoint import read_manifest
-from playserve_trainer.data.tokens.cache import INDEX_NAME
+from playserve_trainer.data.tokens.cache import cache_folder
 from playserve_trainer.grid.cell import Cell, read_cell
 from playserve_trainer.grid.folder import GridFolder
 from playserve_trainer.store import CheckpointStore
@@ -88,16 +88,10 @@ def _judged(
     store = CheckpointStore(cell.checkpoint["store"])
     with tempfile.TemporaryDirectory() as fetched:
         directory = store.fetch(cell.checkpoint["name"], cell.checkpoint["version"], fetched)
-        subject = open_subject(directory, _cache_of(cell, data, directory), held_out=held_out, device=device)
+        tokens = read_manifest(directory).spec.get("environment", {}).get("tokens", "")
+        cache = cache_folder(data, cell.task, tokens)
+        subject = open_subject(directory, cache, held_out=held_out, device=device)
         return {"cell": cell.cell, **judge(subject, settings, inverse=inverse)}
-
-
-def _cache_of(cell: Cell, data: Path, directory: Path) -> Path:
-    """Return the folder of the cache that a cell learnt from: the study's data, or the one in it of its tokens."""
-    if (data / INDEX_NAME).is_file():
-        return data
-    tokens = read_manifest(directory).spec.get("environment", {}).get("tokens", "")
-    return data / f"{cell.task}-{tokens}"
 
 
 def _check_alike(judged: Sequence[Mapping[str, Any]], out: Path) -> None:

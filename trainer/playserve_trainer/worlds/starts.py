@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from playserve.errors import BadSettingError
 from playserve_trainer.data.tokens.cache import TokenCache
+from playserve_trainer.models.policy import UNKNOWN_ACTION
 
 __all__ = ["Start", "Trail", "choose_starts", "trail_of"]
 
@@ -105,7 +106,7 @@ def trail_of(cache: TokenCache, starts: Sequence[Start], *, given: int, steps: i
     begin_B1 = cache.starts_E[episode_B][:, None]
     given_BC = begin_B1 + frame_B[:, None] + np.arange(1 - given, 1)
     executed_BCH = cache.executed_NH[given_BC - 1].astype(np.int64)
-    executed_BCH[:, 0] = -1  # what is before the first frame is not given
+    executed_BCH[:, 0] = UNKNOWN_ACTION  # what is before the first frame is not given
     age_BT = frame_B[:, None] + np.arange(1, steps + 1)
     place_BT, there_BT = _at(cache, episode_B, age_BT)
     other_B = np.array([start.other for start in starts])

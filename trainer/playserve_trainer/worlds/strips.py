@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from playserve.errors import BadSettingError, UnsupportedError
 from playserve.files import replacing
+from playserve_client.worlds.view import as_rgb
 from playserve_trainer.worlds.dreams import Dreamer
 from playserve_trainer.worlds.starts import Start, choose_starts, trail_of
 from playserve_trainer.worlds.subject import Subject
@@ -143,7 +144,7 @@ def _tile(frames_THWC: NDArray[np.uint8], step: int, size: tuple[int, int]) -> I
 
     if step >= len(frames_THWC):
         return Image.new("RGB", size, _BLANK)
-    return Image.fromarray(_rgb(frames_THWC[step])).resize(size, Image.Resampling.NEAREST)
+    return Image.fromarray(as_rgb(frames_THWC[step])).resize(size, Image.Resampling.NEAREST)
 
 
 def _said(beside: Beside, step: int) -> str:
@@ -170,9 +171,5 @@ def write_film(path: Path, beside: Beside, rate_hz: float) -> dict[str, Any]:
     rate_hz = rate_hz or _FPS
     with FilmWriter(path, (height, 2 * width + 2), rate_hz) as writer:
         for real, dreamed in zip(beside.real_THWC, beside.dream_THWC, strict=True):
-            writer.add(np.concatenate([_rgb(real), gap, _rgb(dreamed)], axis=1))
+            writer.add(np.concatenate([as_rgb(real), gap, as_rgb(dreamed)], axis=1))
     return {"film": str(path), "start": beside.title, "frames": len(beside.real_THWC), "frames_per_s": rate_hz}
-
-
-def _rgb(frame_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return np.ascontiguousarray(np.repeat(frame_HWC, 3, axis=2) if frame_HWC.shape[2] == 1 else frame_HWC)

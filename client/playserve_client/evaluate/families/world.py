@@ -55,7 +55,7 @@ class WorldFamily(GenericFamily):
             known["eyes"] = asdict(eyes_of(agent))
         env = EnvChoice(family="world", game=args.name, options={**known, **options}, max_steps=max_steps)
         action, notes = most_frequent_of(args, world.environment.get("game", ""))
-        tls = dial["tls"] if isinstance(dial["tls"], bool) else _as_json(asdict(dial["tls"]))
+        tls = dial["tls"] if isinstance(dial["tls"], bool) else dial["tls"].to_json()
         return Choice(
             env=env,
             most_frequent=action,
@@ -91,7 +91,3 @@ class WorldFamily(GenericFamily):
             f"{journal.actions_dir}/ROW/EPISODE.npz shows an episode again"
         )
         return made
-
-
-def _as_json(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: None if value is None else str(value) for name, value in fields.items()}

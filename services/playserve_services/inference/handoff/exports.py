@@ -17,13 +17,16 @@ from playserve.errors import DataLossError, LayoutMismatchError
 from playserve_services.inference.record import SlotRecord
 from playserve_services.inference.slots import Part, SlotPool, StateBlob
 
-__all__ = ["CHUNK_BYTES", "Contents", "Delta", "LastExport", "SnapshotReader", "export_limit", "snapshot_head"]
+__all__ = ["CHUNK_BYTES", "Contents", "Delta", "LastExport", "SnapshotReader",
+           "export_limit", "groups_of", "snapshot_head"]  # fmt: skip
 
 #: Bytes of one message; half of the smallest limit that a server can be given.
 CHUNK_BYTES = 512 << 10
 #: A header, with a record, takes no more.
 _MAX_HEAD_BYTES = 256 << 10
 _DIGEST_BYTES = 32
+#: Bytes that are copied between two batches.
+_GROUP_BYTES = 4 << 20
 
 
 def export_limit(pool: SlotPool) -> int:
@@ -37,6 +40,20 @@ def snapshot_head(pool: SlotPool) -> bytes:
 
 
 Contents = Sequence[tuple[Part, bytes | bytearray | memoryview]]
+
+
+def groups_of(pool: SlotPool, parts: Sequence[Part]) -> list[list[Part]]:
+    """Return the parts in groups, each of which is copied between two batches."""
+    groups: list[list[Part]] = []
+    room = 0
+    for part in parts:
+        size = pool.part_bytes(part)
+        if not groups or size > room:
+            groups.append([])
+            room = _GROUP_BYTES
+        groups[-1].append(part)
+        room -= size
+    return groups
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,14 @@ from playserve.v1 import state_transfer_service_pb2 as st
 from playserve_services.inference import convert
 from playserve_services.inference.core import InferenceCore
 from playserve_services.inference.handoff.engine_calls import between_batches
-from playserve_services.inference.handoff.exports import CHUNK_BYTES, Delta, LastExport, snapshot_head
+from playserve_services.inference.handoff.exports import (
+    CHUNK_BYTES,
+    Contents,
+    Delta,
+    LastExport,
+    groups_of,
+    snapshot_head,
+)
 from playserve_services.inference.handoff.peers import Peer
 from playserve_services.inference.moves import NewHome
 from playserve_services.inference.record import SlotRecord
@@ -36,8 +43,6 @@ _SNAPSHOTS = 3
 _DELTAS = 8
 #: A delta is worth sending if there is less to send than the last time, by this factor.
 _SHRINKING = 0.75
-#: Bytes that are copied between two batches while the session stands still.
-_GROUP_BYTES = 4 << 20
 _TRANSFER_S = 60.0
 _GOODBYE_S = 1.0
 _WILDCARDS = ("", "0.0.0.0", "::")  # noqa: S104 - nobody listens here: players cannot dial these
@@ -177,12 +182,7 @@ class _Transfer:
             size = sum(map(self._pool.part_bytes, parts))
             if size <= _AT_ONCE_BYTES or size > _SHRINKING * left:
                 return
-            contents: list[bytearray] = []
-            for group in _groups(self._pool, parts):
-                await self._calm.wait()
-                self.check()
-                contents += await self._read(group)
-            delta = Delta(self._snapshot, list(zip(parts, contents, strict=True)))
+            delta = Delta(self._snapshot, await self._read(parts, calm=True))
             data, digest = await asyncio.to_thread(delta.pack)
             await self._send_export(data, calm=True)
             self._snapshot, self._began, left = digest, now, size
@@ -194,8 +194,7 @@ class _Transfer:
         await self._send(head, 0)
         at = len(head)
         for name, begin, end in self._pool.chunks(CHUNK_BYTES):
-            await self._calm.wait()
-            self.check()
+            await self._until_calm()
             piece = bytearray(end - begin)
             read = partial(self._pool.read_chunk, self._lease.slot, name, memoryview(piece), begin)
             await between_batches(self._core.engine, read)
@@ -234,9 +233,9 @@ class _Transfer:
         parts = self._changed()
         if self._slot.fresh:
             self._snapshot = ""
-        contents = [content for group in _groups(self._pool, parts) for content in await self._read(group)]
+        contents = await self._read(parts)
         record = SlotRecord.of(self._slot, time.monotonic_ns())
-        data, digest = LastExport(record, self._snapshot, list(zip(parts, contents, strict=True))).pack()
+        data, digest = LastExport(record, self._snapshot, contents).pack()
         await self._send_export(data)
         answer = self._slot.last_answer
         last = None if answer is None else convert.result_message(answer, time.monotonic_ns()).result
@@ -245,19 +244,26 @@ class _Transfer:
         committed = (await self._answer("committed")).committed
         return NewHome(committed.address, committed.resume_token)
 
-    async def _read(self, group: list[Part]) -> list[bytearray]:
-        slot, pool = self._lease.slot, self._pool
-        read: list[bytearray] = await between_batches(
-            self._core.engine, lambda: [pool.read_part(slot, part) for part in group]
-        )
-        return read
+    async def _until_calm(self) -> None:
+        """Return while nobody stands still; raises as :meth:`check`."""
+        await self._calm.wait()
+        self.check()
+
+    async def _read(self, parts: list[Part], *, calm: bool = False) -> Contents:
+        """Return parts of the memory with their bytes; with `calm` read only while nobody stands still."""
+        slot, pool, found = self._lease.slot, self._pool, list[bytearray]()
+        for group in groups_of(pool, parts):
+            if calm:
+                await self._until_calm()
+            read = partial(_read_parts, pool, slot, group)
+            found += await between_batches(self._core.engine, read)
+        return list(zip(parts, found, strict=True))
 
     async def _send_export(self, data: bytes, *, calm: bool = False) -> None:
         """Send an export in chunks; with `calm` only while nobody stands still."""
         for at in range(0, len(data), CHUNK_BYTES):
             if calm:
-                await self._calm.wait()
-                self.check()
+                await self._until_calm()
             piece = data[at : at + CHUNK_BYTES]
             await self._send(piece, at, last=at + len(piece) == len(data))
 
@@ -276,24 +282,15 @@ class _Transfer:
         return message
 
 
+def _read_parts(pool: SlotPool, slot: int, parts: list[Part]) -> list[bytearray]:
+    """Engine's thread."""
+    return [pool.read_part(slot, part) for part in parts]
+
+
 def _reachable(home: NewHome, peer: Peer) -> NewHome:
     """Return where players reach a session: where we reached the peer, if it listens everywhere and says no more."""
     host = home.address.rpartition(":")[0].strip("[]")
     return NewHome(peer.address, home.token) if host in _WILDCARDS else home
-
-
-def _groups(pool: SlotPool, parts: list[Part]) -> list[list[Part]]:
-    """Return the parts in groups that are copied between two batches."""
-    groups: list[list[Part]] = []
-    room = 0
-    for part in parts:
-        size = pool.part_bytes(part)
-        if not groups or size > room:
-            groups.append([])
-            room = _GROUP_BYTES
-        groups[-1].append(part)
-        room -= size
-    return groups
 
 
 def _open_of(session: Session) -> ps.Open:

@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
+from functools import partial
 from typing import Any
 
 import grpc
@@ -32,13 +33,20 @@ from playserve_services.inference.catalog import LoadedPolicy
 from playserve_services.inference.core import InferenceCore
 from playserve_services.inference.embedding import embed
 from playserve_services.inference.handoff.engine_calls import between_batches
-from playserve_services.inference.handoff.exports import Contents, Delta, LastExport, SnapshotReader, export_limit
+from playserve_services.inference.handoff.exports import (
+    Contents,
+    Delta,
+    LastExport,
+    SnapshotReader,
+    export_limit,
+    groups_of,
+)
 from playserve_services.inference.handoff.metrics import HandoffMetrics
 from playserve_services.inference.inbox import next_message
 from playserve_services.inference.loader import PolicyLoader
 from playserve_services.inference.record import SlotRecord
 from playserve_services.inference.sessions import EndReason, Session, SessionState, Slot
-from playserve_services.inference.slots import Part, SlotLease, StateBlob
+from playserve_services.inference.slots import SlotLease, StateBlob
 
 __all__ = ["StateTransferServicer"]
 
@@ -48,7 +56,6 @@ Context = grpc.aio.ServicerContext[Any, Any]
 #: A giver that is silent for so long has gone, and its slot is free again.
 _RESERVED_S = 10.0
 _SESSION_ID = re.compile(r"[0-9a-z-]{1,64}")
-_GROUP_BYTES = 4 << 20
 
 
 class StateTransferServicer(state_transfer_service_pb2_grpc.StateTransferServiceServicer):
@@ -261,7 +268,7 @@ class _Taking:
         delta, digest = await asyncio.to_thread(Delta.unpack, bytes(self._last), self._pool)
         if delta.follows != self._follows:
             raise DataLossError("a delta that follows another export than the one that came")
-        await self._put_all(delta.parts)
+        await self._put(delta.parts)
         self._follows = digest
 
     def _write(self, pieces: list[tuple[str, int, memoryview]]) -> None:
@@ -274,7 +281,7 @@ class _Taking:
             raise DataLossError("a commit before the last export has come to its end")
         last = LastExport.unpack(self._last, commit.sha256, self._pool)
         self._check(last, commit)
-        await self._put_all(last.parts)
+        await self._put(last.parts)
         record: SlotRecord = last.record
         record.restore(self._slot)
         self._session.opened_ns -= record.age_us * 1000
@@ -293,19 +300,14 @@ class _Taking:
         if record.entered_seq != commit.last_seq:
             raise DataLossError(f"a commit of step {commit.last_seq}; the state has step {record.entered_seq}")
 
-    async def _put_all(self, parts: Contents) -> None:
-        group: list[tuple[Part, memoryview]] = []
-        for part, data in parts:
-            group.append((part, memoryview(data)))
-            if sum(len(d) for _, d in group) >= _GROUP_BYTES:
-                await self._put(group)
-                group = []
-        if group:
-            await self._put(group)
+    async def _put(self, contents: Contents) -> None:
+        """Write parts of the memory into the slot."""
+        data_of = iter(contents)
+        for group in groups_of(self._pool, [part for part, _ in contents]):
+            pieces = [next(data_of) for _ in group]
+            await between_batches(self._core.engine, partial(self._write_parts, pieces))
 
-    async def _put(self, group: list[tuple[Part, memoryview]]) -> None:
-        def write() -> None:
-            for part, data in group:
-                self._pool.write_part(self._lease.slot, part, data)
-
-        await between_batches(self._core.engine, write)
+    def _write_parts(self, pieces: Contents) -> None:
+        """Engine's thread."""
+        for part, data in pieces:
+            self._pool.write_part(self._lease.slot, part, data)

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from playserve_trainer.data.tokens.games import GameSource
     from playserve_trainer.models.tokenizer import Tokenizer
 
-__all__ = ["FORMAT_VERSION", "INDEX_NAME", "TOKENIZER_NAME", "TokenCache", "cache_digest", "load_tokenizer",
-           "open_cache", "write_cache"]  # fmt: skip
+__all__ = ["FORMAT_VERSION", "INDEX_NAME", "TOKENIZER_NAME", "TokenCache", "cache_digest", "cache_folder",
+           "load_tokenizer", "open_cache", "write_cache"]  # fmt: skip
 
 FORMAT_VERSION = 1
 INDEX_NAME = "cache.json"
@@ -68,7 +68,7 @@ class TokenCache:
         held_out_E: bool, whether an episode is held out.
         action: "spec": the ActionSpec as JSON (protobuf's mapping of playserve.v1.ActionSpec); "heads": choices of each
             of the H numbers; for desktop actions also "combos" (see
-            :class:`playserve_trainer.models.tokenizer.combos.ComboActions`), by which an index is keys and mouse.
+            :class:`playserve_trainer.models.tokenizer.actions.ComboActions`), by which an index is keys and mouse.
         game: "game" ("doom", "breakout", ...), "rate_hz" (0: turn based), "frame_skip" and what else is known.
         vocabulary: V; 0 where no tokenizer was given.
         frame_shape: H, W, C of the frames.
@@ -133,6 +133,14 @@ def cache_digest(data_digest: str, tokenizer: str, *, keep_frames: bool) -> str:
     """Return the digest of the cache of some data by a tokenizer (its digest; empty: none)."""
     key = json.dumps([FORMAT_VERSION, data_digest, tokenizer, keep_frames])
     return hashlib.sha256(key.encode()).hexdigest()
+
+
+def cache_folder(root: Path, game: str, tokens: int | str) -> Path:
+    """Return the folder of a game's cache of so many tokens a frame: `root` itself, or else the one in it of that name.
+
+    Nothing says that a cache is there.
+    """
+    return root if (root / INDEX_NAME).is_file() else root / f"{game}-{tokens}"
 
 
 def _held_out(places: Sequence[float], fraction: float) -> NDArray[np.bool_]:

@@ -24,7 +24,9 @@ _LEAST_SPREAD = 4.0
 def kept_frames(cache: TokenCache) -> NDArray[np.uint8]:
     """Return the frames uint8 [N, H, W, C] of a cache; BadSettingError where it keeps none."""
     if cache.frames is None:
-        raise BadSettingError(f"the cache {cache.digest[:16]} keeps no frames; make one that does (--frames)")
+        raise BadSettingError(
+            f"the cache {cache.digest[:16]} keeps no frames: make one with `playserve data tokenize --frames`"
+        )
     return cache.frames
 
 

@@ -20,11 +20,11 @@ from playserve_trainer.demo.doom.report import markdown, print_results
 from playserve_trainer.demo.doom.results import read_results
 from playserve_trainer.demo.doom.steps import playing, recording, training
 from playserve_trainer.demo.files import read_json
-from playserve_trainer.demo.folder import clear_folder, locked_folder
+from playserve_trainer.demo.folder import demo_folder
 from playserve_trainer.demo.log import DemoLog
 from playserve_trainer.demo.outcome import is_begun, is_played, is_published, is_trained
-from playserve_trainer.demo.stages import Stages
-from playserve_trainer.demo.steps import publishing, serving
+from playserve_trainer.demo.stages import SLEEPING_THREADS, Stages
+from playserve_trainer.demo.steps import FILM_SEED, publishing, serving
 from playserve_trainer.demo.table import print_times
 from playserve_trainer.wording import utc_now
 
@@ -32,10 +32,6 @@ __all__ = ["PAGE_NAME", "REPORT_NAME", "RESULTS_FILE", "run_doom"]
 
 PAGE_NAME, REPORT_NAME, RESULTS_FILE = "index.html", "report.md", "results.json"
 _PARTS = ("data", "train", "store", "rollout", "desktop", "films", "logs")
-# Threads that wait sleep: beside other work, spinning ones leave a third of the training speed.
-_VARIABLES = {"OMP_WAIT_POLICY": "passive"}
-# Of the films: beyond the evaluator's own seeds, so that no film shows an episode of a table.
-_FILM_SEED = 1_900_000
 
 
 def run_doom(
@@ -55,10 +51,7 @@ def run_doom(
         KeyboardInterrupt: Somebody stopped it; the same call goes on.
     """
     started = time.monotonic()
-    out.mkdir(parents=True, exist_ok=True)
-    with locked_folder(out):
-        if fresh:
-            clear_folder(out, _PARTS, (PAGE_NAME, REPORT_NAME, RESULTS_FILE))
+    with demo_folder(out, _PARTS, (PAGE_NAME, REPORT_NAME, RESULTS_FILE), fresh=fresh):
         log = DemoLog.open(out, plan)
         _Recipe(plan, out, console, log, checkpoint).run()
         log.update({"run_seconds": round(time.monotonic() - started, 3)})
@@ -70,7 +63,7 @@ class _Recipe:
 
     def __init__(self, plan: DoomPlan, out: Path, console: Console, log: DemoLog, checkpoint: Path | None) -> None:
         self._plan, self._out, self._console, self._checkpoint = plan, out, console, checkpoint
-        self._stages = Stages(out, console, log, variables=_VARIABLES)
+        self._stages = Stages(out, console, log, variables=SLEEPING_THREADS)
 
     def run(self) -> None:
         """Make the policy, then measure and film it."""
@@ -121,7 +114,7 @@ class _Recipe:
 
     def _film(self, films: Sequence[tuple[str, str]], address: str) -> None:
         for scenario, goal in films:
-            film = make_film(address, scenario, goal, self._out, seconds=self._plan.film_s, seed=_FILM_SEED)
+            film = make_film(address, scenario, goal, self._out, seconds=self._plan.film_s, seed=FILM_SEED)
             self._console.print(
                 f"film of {scenario}, {goal}: score {film['score']:g}, {film['frames']} frames, "
                 f"round trip p50 {film['round_trip_ms']['p50']:.1f} ms: {self._out / film['path']}",

@@ -10,20 +10,19 @@ Shape legend: B rows, T frames (steps), H numbers of an action, K image tokens, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from playserve.actions import Action
 from playserve.errors import BadSettingError
 from playserve.specs import Codec, GapMode, GapRule, ImageFormat, PolicySpec, TensorSpec
 from playserve_trainer.models.gpt.core import initialise
-from playserve_trainer.models.gpt.game import Frozen, GameActions
-from playserve_trainer.models.gpt.policy import ActionEmbedding, GptPolicy, known_actions
-from playserve_trainer.models.gpt.shape import Shape
+from playserve_trainer.models.gpt.game import Frozen, GameActions, GamePolicy
+from playserve_trainer.models.gpt.policy import ActionEmbedding, known_actions
+from playserve_trainer.models.gpt.shape import CoreConfig, Shape
 from playserve_trainer.models.gpt.world import TOKENS
 from playserve_trainer.models.policy import UNKNOWN_ACTION, StateTensor
 
@@ -38,24 +37,16 @@ _CONVOLUTIONS = ((8, 4, 2), (4, 2, 1), (3, 2, 1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AgentConfig:
-    """What both kinds of agents are told.
+class AgentConfig(CoreConfig):
+    """What both kinds of agents are told beside the core's size.
 
     Attributes:
-        width: D, the size dial.
-        layers: Of the core; 0: by the width.
-        heads: Attention heads; 0: by the width.
-        context: Frames that a token looks back over, its own included.
         action: The game's actions as the token cache describes them: "spec", "heads", "combos".
         past_actions: Whether it sees what was executed.
         rate_hz: Of the game; 0: turn based.
         environment: What the spec says of the game.
     """
 
-    width: int
-    layers: int = 0
-    heads: int = 0
-    context: int = 8
     action: Mapping[str, Any]
     past_actions: bool = True
     rate_hz: float = 0.0
@@ -63,8 +54,7 @@ class AgentConfig:
 
     def shape(self, tokens: int) -> Shape:
         """Return the shape of the core for so many tokens of a frame."""
-        seen = tuple(range(1, tokens + 1))
-        return Shape.of(width=self.width, layers=self.layers, heads=self.heads, frames=self.context, seen=seen)
+        return self.core(tuple(range(1, tokens + 1)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +95,7 @@ class CnnAgentConfig(AgentConfig):
             raise BadSettingError("bc-cnn: channels is at least 1, pixel_scale above 0")
 
 
-class _Agent(GptPolicy):
+class _Agent(GamePolicy):
     """What both agents share.
 
     Args:
@@ -115,8 +105,8 @@ class _Agent(GptPolicy):
     """
 
     def __init__(self, config: AgentConfig, actions: GameActions, tokens: int) -> None:
-        super().__init__(config.shape(tokens))
-        self._settings, self.actions = config, actions
+        super().__init__(config.shape(tokens), actions)
+        self._settings = config
         self.embed_action = ActionEmbedding(actions.heads, config.width)
         self.action_heads = nn.ModuleList(nn.Linear(config.width, count) for count in actions.heads)
         initialise(self.action_heads)
@@ -124,14 +114,6 @@ class _Agent(GptPolicy):
     def heads(self) -> tuple[int, ...]:
         """Return the choices of each number of an action."""
         return self.actions.heads
-
-    def encode_action(self, action: Action) -> tuple[int, ...]:
-        """See :class:`Policy`."""
-        return self.actions.encode(action)
-
-    def decode_action(self, values: Sequence[int], uniforms: Sequence[float], decode: str = "") -> Action:
-        """See :class:`Policy`."""
-        return self.actions.decode(values)
 
     def read(self, y_BTPD: Tensor) -> tuple[Tensor, ...]:
         """Return the logits [B, T, A] of each number of the action."""
@@ -181,14 +163,6 @@ class TokenAgent(_Agent):
     def training_inputs(self) -> Mapping[str, StateTensor]:
         """Return the tokens of a frame."""
         return {TOKENS: StateTensor((self._count,), torch.int64)}
-
-    def num_params(self) -> int:
-        """Return N, without the tokenizer."""
-        return super().num_params() - self.tokenizer.num_params()
-
-    def num_params_without_embeddings(self) -> int:
-        """Return N without the tables of tokens, places and actions."""
-        return super().num_params_without_embeddings() + self.tokenizer.num_embeddings()
 
     def tokens(self, inputs: Mapping[str, Tensor], executed_BTH: Tensor, first_BT: Tensor) -> Tensor:
         """See :class:`GptPolicy`; `tokens` int64 [B, T, K], or `frame` uint8 [B, T, H, W, C]."""

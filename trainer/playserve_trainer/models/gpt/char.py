@@ -19,7 +19,7 @@ from playserve.errors import BadSettingError
 from playserve.specs import DiscreteActionSpec, PolicySpec, TensorSpec
 from playserve_trainer.models.gpt.core import initialise
 from playserve_trainer.models.gpt.policy import GptPolicy
-from playserve_trainer.models.gpt.shape import Shape
+from playserve_trainer.models.gpt.shape import CoreConfig, Shape
 
 __all__ = ["CHAR", "CharConfig", "CharPolicy", "class_of"]
 
@@ -28,21 +28,15 @@ CHAR = "char"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CharConfig:
-    """Shape of the net, and its alphabet.
+class CharConfig(CoreConfig):
+    """What a language model of characters is told beside the core's size.
 
     Attributes:
-        width: D, the size dial.
-        layers: Of the core; 0: by the width.
-        heads: Attention heads; 0: by the width.
         context: Characters that can influence an answer.
         alphabet: The characters, in order of their indices; what else comes is the last of them.
         classes: Classes of the next character; 0: one for each character.
     """
 
-    width: int
-    layers: int = 0
-    heads: int = 0
     context: int = 128
     alphabet: str = " "
     classes: int = 0
@@ -56,7 +50,7 @@ class CharConfig:
 
     def shape(self) -> Shape:
         """Return the shape of the core."""
-        return Shape.of(width=self.width, layers=self.layers, heads=self.heads, frames=self.context, seen=(1,))
+        return self.core((1,))
 
     @property
     def num_classes(self) -> int:

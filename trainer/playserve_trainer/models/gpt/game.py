@@ -1,4 +1,4 @@
-"""What worlds and agents know of their game: its actions as numbers, and the frozen tokenizer of its frames."""
+"""What worlds and agents share: their game's actions as numbers, and the frozen tokenizer of its frames."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from playserve.actions import Action, DesktopAction
 from playserve.errors import BadActionError, BadSettingError
 from playserve.specs import DiscreteActionSpec
+from playserve_trainer.models.gpt.policy import GptPolicy
+from playserve_trainer.models.gpt.shape import Shape
 from playserve_trainer.models.policy import Policy
 from playserve_trainer.models.tokenizer import Tokenizer
 from playserve_trainer.models.tokenizer.actions import ComboActions, action_spec_from_json
 
-__all__ = ["Frozen", "GameActions", "build_tokenizer", "one_action"]
+__all__ = ["Frozen", "GameActions", "GamePolicy", "build_tokenizer", "one_action"]
 
 
 def one_action(count: int, names: Sequence[str] = ()) -> dict[str, Any]:
@@ -124,3 +126,33 @@ class Frozen(nn.Module):
     def load(self, tokenizer: Policy) -> None:
         """Take over the weights of a tokenizer of the same family and config."""
         self.net.load_state_dict(tokenizer.state_dict())
+
+
+class GamePolicy(GptPolicy):
+    """A policy on the core that knows a game's actions; a frozen tokenizer, if it holds one, does not count.
+
+    Args:
+        shape: Of the core.
+        actions: The game's.
+    """
+
+    def __init__(self, shape: Shape, actions: GameActions) -> None:
+        super().__init__(shape)
+        self.actions = actions
+
+    def encode_action(self, action: Action) -> tuple[int, ...]:
+        """See :class:`Policy`."""
+        return self.actions.encode(action)
+
+    def decode_action(self, values: Sequence[int], uniforms: Sequence[float], decode: str = "") -> Action:
+        """Return the action of the numbers by which it is told."""
+        return self.actions.decode(values)
+
+    def num_params(self) -> int:
+        """Return N, without the tokenizer."""
+        return super().num_params() - sum(m.num_params() for m in self.children() if isinstance(m, Frozen))
+
+    def num_params_without_embeddings(self) -> int:
+        """Return N without the tables of tokens, places and actions."""
+        frozen = sum(m.num_embeddings() for m in self.children() if isinstance(m, Frozen))
+        return super().num_params_without_embeddings() + frozen

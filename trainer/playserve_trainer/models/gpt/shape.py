@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from playserve.errors import BadSettingError
 
-__all__ = ["Shape", "heads_of", "layers_of"]
+__all__ = ["CoreConfig", "Shape", "heads_of", "layers_of"]
 
 
 def layers_of(width: int) -> int:
@@ -48,13 +48,6 @@ class Shape:
         if not self.seen or any(not place < seen <= len(self.seen) for place, seen in enumerate(self.seen)):
             raise BadSettingError(f"gpt: a token sees itself and at most its frame, not {self.seen}")
 
-    @classmethod
-    def of(cls, *, width: int, layers: int, heads: int, frames: int, seen: tuple[int, ...]) -> Shape:
-        """Return a shape; 0 layers or heads are those of the width."""
-        return cls(
-            width=width, layers=layers or layers_of(width), heads=heads or heads_of(width), frames=frames, seen=seen
-        )
-
     @property
     def tokens(self) -> int:
         """P, tokens of a frame."""
@@ -74,3 +67,25 @@ class Shape:
     def causal(self) -> bool:
         """Whether each token sees those before it and itself, and no others."""
         return self.seen == tuple(range(1, self.tokens + 1))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoreConfig:
+    """What every family on the core is told of it.
+
+    Attributes:
+        width: D, the size dial.
+        layers: Of the core; 0: by the width.
+        heads: Attention heads; 0: by the width.
+        context: Frames that a token looks back over, its own included.
+    """
+
+    width: int
+    layers: int = 0
+    heads: int = 0
+    context: int = 8
+
+    def core(self, seen: tuple[int, ...]) -> Shape:
+        """Return the shape of the core, each token of a frame seeing so many of them."""
+        layers, heads = self.layers or layers_of(self.width), self.heads or heads_of(self.width)
+        return Shape(width=self.width, layers=layers, heads=heads, frames=self.context, seen=seen)

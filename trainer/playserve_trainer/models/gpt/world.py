@@ -17,14 +17,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from playserve.actions import Action
 from playserve.specs import GapRule, PolicyKind, PolicySpec, TensorSpec
 from playserve_trainer.models.gpt.core import initialise
-from playserve_trainer.models.gpt.game import Frozen, GameActions
-from playserve_trainer.models.gpt.policy import ActionEmbedding, GptPolicy, known_actions
+from playserve_trainer.models.gpt.game import Frozen, GameActions, GamePolicy
+from playserve_trainer.models.gpt.policy import ActionEmbedding, known_actions
 from playserve_trainer.models.gpt.ring import Slots, looks
 from playserve_trainer.models.gpt.world_config import WorldConfig
-from playserve_trainer.models.policy import LabelCounts, Memory, Sampler, StateTensor, StepOutput
+from playserve_trainer.models.policy import UNKNOWN_ACTION, LabelCounts, Memory, Sampler, StateTensor, StepOutput
 
 __all__ = ["TOKENS", "WorldPolicy"]
 
@@ -32,16 +31,15 @@ __all__ = ["TOKENS", "WorldPolicy"]
 TOKENS = "tokens"
 
 
-class WorldPolicy(GptPolicy):
+class WorldPolicy(GamePolicy):
     """Embeddings, core and heads; see the module's docstring."""
 
     def __init__(self, config: WorldConfig) -> None:
         tokenizer = Frozen(config.tokenizer)
         actions = GameActions(config.action)
         count, drawn = tokenizer.net.num_tokens, config.parallel_tokens
-        super().__init__(config.shape(len(actions.heads), count))
-        self.config, self.actions = config, actions
-        self.tokenizer = tokenizer
+        super().__init__(config.shape(len(actions.heads), count), actions)
+        self.config, self.tokenizer = config, tokenizer
         self._count, self._told = count, len(self.actions.heads)
         self._lead = self._told + (drawn if drawn > 1 else 0)  # tokens before the image's
         width, vocabulary = config.width, tokenizer.net.vocabulary
@@ -65,7 +63,7 @@ class WorldPolicy(GptPolicy):
         self.start_actions_SCH: Tensor
         starts = (config.starts, config.start_frames)
         self.register_buffer("start_tokens_SCK", torch.zeros(*starts, count, dtype=torch.int64))
-        self.register_buffer("start_actions_SCH", torch.full((*starts, self._told), -1, dtype=torch.int64))
+        self.register_buffer("start_actions_SCH", torch.full((*starts, self._told), UNKNOWN_ACTION, dtype=torch.int64))
 
     def spec(self) -> PolicySpec:
         """Return the spec: no inputs but the action; frame, reward, end and uncertainty out."""
@@ -101,22 +99,6 @@ class WorldPolicy(GptPolicy):
     def training_inputs(self) -> Mapping[str, StateTensor]:
         """Return the tokens of a frame."""
         return {TOKENS: StateTensor((self._count,), torch.int64)}
-
-    def num_params(self) -> int:
-        """Return N, without the tokenizer."""
-        return super().num_params() - self.tokenizer.num_params()
-
-    def num_params_without_embeddings(self) -> int:
-        """Return N without the tables of tokens, places and actions."""
-        return super().num_params_without_embeddings() + self.tokenizer.num_embeddings()
-
-    def encode_action(self, action: Action) -> tuple[int, ...]:
-        """See :class:`Policy`."""
-        return self.actions.encode(action)
-
-    def decode_action(self, values: Sequence[int], uniforms: Sequence[float], decode: str = "") -> Action:
-        """Return the action of the numbers by which it is told."""
-        return self.actions.decode(values)
 
     def tokens(self, inputs: Mapping[str, Tensor], executed_BTH: Tensor, first_BT: Tensor) -> Tensor:
         """See :class:`GptPolicy`; `tokens` is int64 [B, T, K]."""

@@ -7,20 +7,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from playserve.errors import BadSettingError
-from playserve_trainer.models.gpt.shape import Shape
+from playserve_trainer.models.gpt.shape import CoreConfig, Shape
 
 __all__ = ["WorldConfig"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorldConfig:
-    """Shape of the net, and everything that it was trained for.
+class WorldConfig(CoreConfig):
+    """What a world is told beside the core's size.
 
     Attributes:
-        width: D, the size dial.
-        layers: Of the core; 0: by the width.
-        heads: Attention heads; 0: by the width.
-        context: Frames that a token looks back over, its own included.
         tokenizer: {"family", "config"} of the frozen tokenizer.
         action: The game's actions as the token cache describes them: "spec", "heads", "combos".
         parallel_tokens: Image tokens that are drawn at once.
@@ -31,10 +27,6 @@ class WorldConfig:
         environment: What the spec says of the game.
     """
 
-    width: int
-    layers: int = 0
-    heads: int = 0
-    context: int = 8
     tokenizer: Mapping[str, Any]
     action: Mapping[str, Any]
     parallel_tokens: int = 1
@@ -68,4 +60,4 @@ class WorldConfig:
             lead = numbers + drawn
             groups = (lead + drawn * (group + 1) for group in range(tokens // drawn) for _ in range(drawn))
             seen = (*range(1, numbers + 1), *(lead,) * drawn, *groups)
-        return Shape.of(width=self.width, layers=self.layers, heads=self.heads, frames=self.context, seen=seen)
+        return self.core(seen)
