@@ -107,7 +107,6 @@ class DoomGame:
         game.set_depth_buffer_enabled(depth)
         game.set_sectors_info_enabled(walls)
         game.set_episode_timeout(scenario.timeout_tics if timeout_tics is None else timeout_tics)
-        before = _LEFT_BEHIND.exists()
         try:
             with _typed("at its start"):
                 if (program := mortal(Path(vizdoom.__file__).parent / "vizdoom", self._folder)) is not None:
@@ -117,11 +116,6 @@ class DoomGame:
         except BaseException:
             self.close()
             raise
-        finally:
-            # The game makes an empty folder where it is started, whatever it is told.
-            if not before:
-                with contextlib.suppress(OSError):
-                    _LEFT_BEHIND.rmdir()
 
     def _load(self, screen: str) -> None:
         game, folder = self._game, self._folder
@@ -133,6 +127,8 @@ class DoomGame:
             game.set_doom_skill(3)
         else:
             game.load_config(str(Path(vizdoom.scenarios_path) / f"{self.scenario.name}.cfg"))
+        # Else ViZDoom takes a doom2.wad of the working folder, by a name that means nothing where the game works.
+        game.set_doom_game_path(str(Path(vizdoom.__file__).parent / "freedoom2.wad"))
         game.set_doom_config_path(str(folder / "vizdoom.ini"))
         game.set_mode(vizdoom.Mode.PLAYER)
         game.set_window_visible(False)
@@ -280,9 +276,6 @@ class DoomGame:
         """End the process; more than once is fine."""
         self._state = None
         self._end()
-
-
-_LEFT_BEHIND = Path("_vizdoom")
 
 
 def _end(game: vizdoom.DoomGame, folder: Path) -> None:

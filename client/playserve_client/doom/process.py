@@ -2,6 +2,7 @@
 
 The game does not notice that its controller is gone, and waits for ever; its shared memory stays, too. So on Linux it
 is started by a few lines that ask the kernel to end it with its parent, and each start removes what dead ones left.
+They also start it in a folder of its own: wherever it is, it makes `./_vizdoom`, and dies where another game just did.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import ctypes, os, sys
 ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)
 if os.getppid() != {parent}:
     os._exit(1)
+os.chdir(os.path.dirname(os.path.abspath(__file__)))
 os.execv(sys.argv[1], sys.argv[1:])
 """
 
@@ -45,7 +47,12 @@ def mark(folder: Path, instance: str) -> None:
 
 
 def mortal(program: Path, folder: Path) -> str | None:
-    """Return a program that is `program` and dies with this process; None where the system knows no such thing."""
+    """Return a program that is `program`, works in `folder` and dies with this process; None: no Linux, or no program.
+
+    Args:
+        program: Its path, absolute.
+        folder: Of :func:`make_folder`.
+    """
     if not sys.platform.startswith("linux") or not program.is_file():
         return None
     launch, script = folder / "launch.py", folder / "vizdoom"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -208,6 +209,36 @@ def test_a_game_that_dies_is_a_typed_error_and_leaves_nothing(tmp_path: Path, mo
         env.close()
     assert _children() == before
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only there has a game a folder of its own")
+def test_games_that_start_at_once_make_nothing_where_they_are_started(tmp_path: Path) -> None:
+    # A game that worked here would make the folder _vizdoom, and die where that cannot be.
+    (tmp_path / "_vizdoom").write_text("")
+    # ViZDoom would take this for the game; it has no levels.
+    (tmp_path / "doom2.wad").write_bytes(b"IWAD" + bytes(8))
+    program = (
+        "import sys\n"
+        "from playserve_client.envs.doom import DoomEnv\n"
+        "env = DoomEnv('basic'); env.reset(seed=1)\n"
+        "print('up', flush=True); sys.stdin.read(); env.close()"
+    )
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", program]
+    with contextlib.ExitStack() as stack:
+        started = [subprocess.Popen(command, cwd=tmp_path, stdin=pipe, stdout=pipe, text=True) for _ in range(2)]
+        for process in started:
+            stack.enter_context(process)  # leaving it closes the pipes, waits, and so ends the game
+        folders = set()
+        for process in started:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "up\n"
+            (game,) = _children(process.pid)
+            folders.add(os.readlink(f"/proc/{game}/cwd"))
+    assert [process.returncode for process in started] == [0, 0]
+    assert len(folders) == 2
+    assert not any(Path(folder).exists() for folder in folders)
+    assert {path.name for path in tmp_path.iterdir()} == {"_vizdoom", "doom2.wad"}
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux to end the game")
