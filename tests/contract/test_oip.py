@@ -281,7 +281,9 @@ def test_a_start_in_the_middle_begins_anew(client: Any, expected: Any) -> None:
     assert _play(client, DISCRETE, 61, [1, 2, 3]) == expected(DISCRETE, 61, [1, 2, 3])
 
 
+@pytest.mark.parametrize("address", ["ours"], indirect=True)
 def test_a_sequence_may_be_named_by_a_text(client: Any, expected: Any) -> None:
+    """Of a real Triton only by a number: 2.51 writes a text over the bytes of one (docs/decisions.md, 54)."""
     seeds = {"left": 3, "right": 4, "7": 5, 7: 6}
     found: dict[Any, list[Any]] = {name: [] for name in seeds}
     for n in range(4):

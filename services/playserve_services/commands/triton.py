@@ -22,7 +22,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     export.add_argument("out", type=Path, metavar="DIR", help="the repository; other models may lie in it")
     export.add_argument("--store", required=True, metavar="URL", help="folder or fsspec URL of the checkpoint store")
     export.add_argument("--version", default="", metavar="V", help="version or alias (default: the newest)")
-    export.add_argument("--sequence", action="store_true", help="Triton owns the sequences; one version, copied inside")
+    export.add_argument(
+        "--sequence",
+        action="store_true",
+        help="Triton owns the sequences, named by numbers; one version, copied inside",
+    )
     export.add_argument("--slots", type=int, default=256, help="of all fronts, or sequences (default %(default)s)")
     export.add_argument("--max-batch", type=int, default=64, metavar="N", help="most rows of one batch (default 64)")
     export.add_argument("--fixed-batch", action="store_true", help="compute every batch at --max-batch rows")

@@ -73,4 +73,6 @@ def describe_sequences(
     for name, kind in (("START", "CONTROL_SEQUENCE_START"), ("END", "CONTROL_SEQUENCE_END")):
         control = batching.control_input.add(name=name).control.add(kind=kind)
         control.int32_false_true.extend((0, 1))
+    # A number: Triton 2.51 refuses its own padding of a text ("unexpected number of string elements"), and where a
+    # number belongs it writes a text over its bytes; later ones refuse it.
     batching.control_input.add(name="CORRID").control.add(kind="CONTROL_SEQUENCE_CORRID", data_type="TYPE_UINT64")
