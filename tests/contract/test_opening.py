@@ -127,6 +127,15 @@ def test_a_drawn_seed_is_said_and_gives_the_same_game(play: Callable[..., Play])
     assert [comparable(plain.step(seq)) for seq in range(1, 7)] == answers
 
 
+def test_a_follower_plays_as_others_do_while_nothing_newer_is_there(
+    play: Callable[..., Play], undisturbed: Callable[[str, int], list[Any]]
+) -> None:
+    follower = play("memory", version_policy=ps.VERSION_POLICY_FOLLOW)
+    results = [follower.step(seq) for seq in range(1, 7)]
+    assert {result.version for result in results} == {follower.opened.policy.version}
+    assert [comparable(result) for result in results] == undisturbed("memory", 6)
+
+
 def test_no_free_slot_says_when_to_come_again(
     play: Callable[..., Play], rollout: Callable[..., Any], target: Any
 ) -> None:

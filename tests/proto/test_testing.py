@@ -467,6 +467,40 @@ def test_policies_are_listed_with_versions_and_aliases(server, stub):
         assert from_rpc_error(caught.value).reason == reason
 
 
+def version_of(call, seq):
+    """Return the version that answers a step, and how many steps are in its memory."""
+    result = call.ask(step(seq)).result
+    return result.version, result.actions[0].index
+
+
+def test_followers_move_between_two_steps_and_keep_their_memory(server, stub):
+    with (
+        opened(stub, version_policy=ps.VERSION_POLICY_FOLLOW) as follower,
+        opened(stub, version_policy=ps.VERSION_POLICY_PINNED) as pinned,
+    ):
+        assert version_of(follower, 1) == version_of(pinned, 1) == ("1", 1)
+        server.publish(FakePolicy(spec=replace(default_spec("count"), version="2"), handler=count, slots=1))
+        assert version_of(follower, 2) == ("2", 2)
+        assert version_of(pinned, 2) == ("1", 2)
+        # It holds the new version's slot, and has left its old one's.
+        with play(stub, ps.PlayRequest(open=ps.Open(policy="count"))) as refused:
+            assert refused.reason() == "NO_FREE_SLOT"
+        # Resumed, it is where it was.
+        with opened(stub, resume_token=follower.opened.resume_token) as resumed:
+            assert resumed.opened.policy.version == "2"
+            assert version_of(resumed, 3) == ("2", 3)
+
+
+@pytest.mark.parametrize("why", ["another memory", "no slot"])
+def test_followers_stay_where_they_do_not_fit(server, stub, why):
+    newer = replace(default_spec("count", num_actions=18 if why == "no slot" else 17), version="2")
+    with opened(stub, version_policy=ps.VERSION_POLICY_FOLLOW) as follower:
+        server.publish(FakePolicy(spec=newer, handler=count, slots=0 if why == "no slot" else 1))
+        assert [version_of(follower, seq) for seq in (1, 2)] == [("1", 1), ("1", 2)]
+        layouts = {p.state_layout for p in stub.ListPolicies(ps.ListPoliciesRequest()).policies}
+        assert len(layouts) == (1 if why == "no slot" else 2)
+
+
 def test_what_the_fake_does_not_serve_says_so(server):
     with grpc.insecure_channel(server.address) as channel:
         admin = admin_service_pb2_grpc.AdminServiceStub(channel)

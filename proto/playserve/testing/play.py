@@ -241,6 +241,7 @@ class PlayStream:
                 return ps.PlayResponse(result=again)
             if (fault := self._settings.take_failure(step.seq)) is not None:
                 raise fault
+            self._table.follow(session)
             if session.pace is Pace.LIVE:
                 result = self._live(session, step, arrived)
             else:

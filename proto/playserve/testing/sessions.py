@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 from playserve.actions import clip_action, merge_executed
@@ -46,7 +48,7 @@ from playserve.settings import (
     check_instruction,
     check_rate,
 )
-from playserve.specs import ActionSpec, DesktopActionSpec, GapMode, Merge, PolicyKind
+from playserve.specs import ActionSpec, DesktopActionSpec, GapMode, Merge, PolicyKind, PolicySpec
 from playserve.testing.policies import FakePolicy, FakeReply, StepContext, as_reply
 from playserve.v1 import policy_service_pb2 as ps
 from playserve.v1 import types_pb2 as pb
@@ -144,7 +146,7 @@ class Session:
         spec = policy.spec
         self.policy = policy
         self.pace = Pace.from_proto(opened.pace)
-        VersionPolicy.from_proto(opened.version_policy)  # checked, and of no effect here
+        self.follows = VersionPolicy.from_proto(opened.version_policy) is VersionPolicy.FOLLOW
         self.sampling = read_sampling(opened)
         self.instruction = check_instruction(opened.instruction)
         rate = check_rate(opened.rate_hz)
@@ -273,6 +275,11 @@ class Session:
         return ps.ResetDone(episode_id=message.episode_id)
 
 
+def _layout(spec: PolicySpec) -> str:
+    """Return what versions of a policy share whose memories are interchangeable: those that differ by version alone."""
+    return hashlib.sha256(repr(replace(spec, version="")).encode()).hexdigest()[:16]
+
+
 class Table:
     """Policies, sessions and slots of a fake server. Thread-safe."""
 
@@ -304,12 +311,25 @@ class Table:
                 f"policy {name!r} has no {version!r}; it has {[p.spec.version for p in versions]}"
             )
 
+    def follow(self, session: Session) -> None:
+        """Put a session that follows on the newest version that its memory fits, where that has a free slot.
+
+        The caller holds the session's lock, and is between two of its steps.
+        """
+        if not session.follows:
+            return
+        with self._lock:
+            newest = self.find(session.policy.spec.name)
+            fits = newest is not session.policy and _layout(newest.spec) == _layout(session.policy.spec)
+            if fits and self._free(newest) > 0:
+                session.policy = newest
+
     def describe(self, policy: FakePolicy) -> pb.PolicySpec:
         """Return the wire spec with what only the server knows."""
         with self._lock:
             message = policy.spec.to_proto()
             message.aliases.extend(policy.aliases)
-            message.state_layout = f"fake-{policy.spec.name}"
+            message.state_layout = _layout(policy.spec)
             message.slots_total, message.slots_free = policy.slots, self._free(policy)
             return message
 
