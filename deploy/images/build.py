@@ -9,6 +9,10 @@
 Needs root, buildah and, for `base`, debootstrap (Debian's packages of these names). Without --base, images stand on
 docker.io/library/python, which a machine without that registry cannot pull. pip's own settings (a mirror, a
 certificate) are the machine's: they are mounted while an image is built, and stay out of it.
+
+Images that compute on CPUs take torch's CPU wheel, from torch's own index, or, where that is out of reach, from a
+folder: ``--pip-args "--find-links /opt/wheels" --mount /opt/wheels``. One that holds gigabytes of CUDA all the same is
+refused.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ __all__ = ["IMAGES", "Image", "build_command", "main", "run_command"]
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
+CPU_WHEELS = "--extra-index-url https://download.pytorch.org/whl/cpu"
 LOCAL_BASE = "localhost/playserve-base:bookworm"
 #: What pip may be told by the machine, and what it may be told to read.
 PIP_SETTINGS = (Path("/etc/pip.conf"), Path("/etc/ssl/certs/ca-certificates.crt"))
@@ -41,10 +46,12 @@ class Image:
     Attributes:
         target: Stage of the Containerfile.
         extra: The extra of the distribution that it holds.
+        cuda: Whether torch is to be the build for CUDA.
     """
 
     target: str
     extra: str
+    cuda: bool = False
 
     @property
     def tag(self) -> str:
@@ -57,10 +64,10 @@ IMAGES = {
     image.target: image
     for image in (
         Image(target="inference-cpu", extra="serve"),
-        Image(target="inference-cuda", extra="serve"),
+        Image(target="inference-cuda", extra="serve", cuda=True),
         Image(target="control", extra="control"),
         Image(target="evaluator", extra="envs"),
-        Image(target="trainer", extra="train"),
+        Image(target="trainer", extra="train", cuda=True),
     )
 }
 
@@ -126,6 +133,15 @@ def mounted(tag: str) -> Iterator[Path]:
         subprocess.run(["buildah", "rm", container], check=True, stdout=subprocess.DEVNULL)
 
 
+def refuse_cuda(root: Path) -> None:
+    """Exit if CUDA's libraries lie in the file system of an image that has no use for them."""
+    if found := sorted(root.glob("opt/playserve/lib/python3*/site-packages/nvidia")):
+        raise SystemExit(
+            f"{found[0].relative_to(root)} is in an image for CPUs: pip found no CPU wheel of torch; name a "
+            "folder that has one by --pip-args '--find-links DIR' --mount DIR"
+        )
+
+
 def make_base(suite: str, mirror: str) -> None:
     """Make LOCAL_BASE: Debian with Python, nothing else."""
     with tempfile.TemporaryDirectory(prefix="playserve-base-") as folder:
@@ -160,7 +176,7 @@ def main(arguments: Sequence[str]) -> int:
     build = actions.add_parser("build", help="build an image")
     build.add_argument("image", choices=sorted(IMAGES))
     build.add_argument("--base", default="", help="image to stand on (default: the Containerfile's)")
-    build.add_argument("--pip-args", default="", help="such as --extra-index-url https://download.pytorch.org/whl/cpu")
+    build.add_argument("--pip-args", help=f"(default for CPU images: {CPU_WHEELS})")
     build.add_argument("--more", default="", help="more packages, such as s3fs")
     build.add_argument("--mount", action="append", default=[], type=Path, help="folder that pip reads (repeatable)")
     try_ = actions.add_parser("try", help="run playserve in an image, as a pod would")
@@ -173,7 +189,11 @@ def main(arguments: Sequence[str]) -> int:
     image = IMAGES[args.image]
     if args.action == "build":
         mounts = [path for path in (*PIP_SETTINGS, *args.mount) if path.exists()]
-        _run(*build_command(image, base=args.base, pip_args=args.pip_args, more=args.more, mounts=mounts))
+        pip_args = ("" if image.cuda else CPU_WHEELS) if args.pip_args is None else args.pip_args
+        _run(*build_command(image, base=args.base, pip_args=pip_args, more=args.more, mounts=mounts))
+        if not image.cuda:
+            with mounted(image.tag) as root:
+                refuse_cuda(root)
         return 0
     with mounted(image.tag) as root:
         wanted = args.arguments[1:] if args.arguments[:1] == ["--"] else args.arguments

@@ -73,6 +73,15 @@ def test_settings_of_this_machine_are_mounted_and_not_copied() -> None:
     assert command[command.index("--volume") + 1] == "/etc/pip.conf:/etc/pip.conf:ro"
 
 
+def test_cuda_in_an_image_for_cpus_is_refused(tmp_path: Path) -> None:
+    packages = tmp_path / "opt/playserve/lib/python3.11/site-packages"
+    (packages / "torch").mkdir(parents=True)
+    build.refuse_cuda(tmp_path)
+    (packages / "nvidia").mkdir()
+    with pytest.raises(SystemExit, match=r"site-packages/nvidia is in an image for CPUs.*--find-links"):
+        build.refuse_cuda(tmp_path)
+
+
 # -- in the images, where they are built ------------------------------------------------------------------------------
 
 
@@ -107,6 +116,8 @@ def test_the_entry_point_runs_as_nobody_on_a_read_only_root(
         # Nothing of a builder is left.
         assert not list(root.glob("opt/playserve/lib/python3*/site-packages/pip"))
         assert not shutil.which("cc", path=str(root / "usr/bin"))
+        if not build.IMAGES[name].cuda:
+            build.refuse_cuda(root)
 
 
 @pytest.mark.slow
