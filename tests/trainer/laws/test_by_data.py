@@ -38,6 +38,14 @@ def test_a_run_counts_by_its_best_cell_and_seeds_are_averaged():
     assert np.isnan(whole.transfer_mean)
 
 
+def test_a_seed_that_ends_sooner_is_no_repeat():
+    table = cells()
+    budgets = np.where(table.numbers["seed"] == 1, 1.0, table.numbers["flops"])
+    (small, _) = data_curves(table.with_numbers(budget=budgets))
+    assert small.points[0].runs == 1
+    assert small.points[0].loss == pytest.approx(4.0)
+
+
 def test_one_amount_of_data_has_no_curve():
     assert data_curves(cells(shares=(1.0,))) == ()
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from playserve_trainer.laws.refusals import NotPositiveError, TooFewCellsError
-from playserve_trainer.laws.returns import fit_loss_to_return, fit_return_law, spearman
+from playserve_trainer.laws.returns import fit_loss_to_return, fit_return_law
 
 C = np.geomspace(1e11, 1e14, 8)
 
@@ -25,7 +25,6 @@ def test_return_from_loss_is_a_line_of_logarithms():
     law = fit_loss_to_return(loss, 100 * (1 / loss) ** 2.05)
     assert law.exponent == pytest.approx(2.05)
     assert law.coefficient == pytest.approx(100)
-    assert spearman(loss, 100 / loss) == pytest.approx(-1)
 
 
 def test_scores_of_0_or_below_and_few_points_are_refused():

@@ -7,6 +7,7 @@ the same recordings. Anything else is refused.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ _SCORE, _INTERVENTION = "causality score", "causality intervention"
 #: What stands on the y axis, by measure.
 LABELS = {
     _SCORE: "causality score (95%, by recording)",
-    _INTERVENTION: "answers towards frames less towards history (95%, by recording)",
+    _INTERVENTION: "towards the frames less towards the history (95%)",
 }
 
 
@@ -80,7 +81,12 @@ def read_points(paths: Sequence[Path], x: str, line: str) -> tuple[str, list[Poi
                 low=summary["low"], high=summary["high"],
             )
         )  # fmt: skip
-    return values[0]["measure"], sorted(points, key=lambda point: (point.line, point.x))
+    return values[0]["measure"], sorted(points, key=lambda point: (_in_order(point.line), point.x))
+
+
+def _in_order(name: str) -> tuple[tuple[int, str], ...]:
+    """Return a key by which 6m comes before 16m."""
+    return tuple((int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -113,6 +119,8 @@ def draw_points(measure: str, points: Sequence[Point], x: str, line: str, folder
     import matplotlib
     from matplotlib.figure import Figure
 
+    from playserve_trainer.laws.figures import narrow_log
+
     with matplotlib.rc_context({"svg.hashsalt": "playserve", "font.size": 9}):
         figure = Figure(figsize=(6.4, 4.2), layout="constrained")
         ax = figure.subplots()
@@ -125,6 +133,7 @@ def draw_points(measure: str, points: Sequence[Point], x: str, line: str, folder
                 ax.vlines(at, low, high, color=drawn.get_color(), linewidth=1)
         if min(point.x for point in points) > 0 and len({point.x for point in points}) > 1:
             ax.set_xscale("log")
+            narrow_log(ax.xaxis)
         ax.set_xlabel(x.replace("_", " "))
         ax.set_ylabel(LABELS[measure])
         ax.grid(alpha=0.3)

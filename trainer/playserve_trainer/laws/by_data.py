@@ -78,10 +78,22 @@ def data_curves(table: CellTable) -> tuple[DataCurve, ...]:
 
 def _best_of_runs(table: CellTable) -> CellTable:
     """Return the cell of the least loss of each run that says how much data it had."""
-    table = table.take(np.isfinite(table.loss) & np.isfinite(table.numbers["unique_samples"]))
+    table = _longest(table.take(np.isfinite(table.loss) & np.isfinite(table.numbers["unique_samples"])))
     worst_first = np.argsort(-table.loss, kind="stable").tolist()
     best = {(table.words["run"][row], table.numbers["unique_samples"][row]): row for row in worst_first}
     return table.take(np.array(sorted(best.values()), np.intp))
+
+
+def _longest(table: CellTable) -> CellTable:
+    """Return the runs that went as far as any of their size and data: a seed that ends sooner is no repeat of them."""
+    last: dict[object, float] = {}
+    budgets = np.nan_to_num(table.numbers["budget"]).tolist()
+    runs = table.words["run"]
+    kinds = list(zip(table.words["size"], table.numbers["unique_samples"].tolist(), strict=True))
+    for run, kind, budget in zip(runs, kinds, budgets, strict=True):
+        for key in (run, kind):
+            last[key] = max(last.get(key, 0.0), budget)
+    return table.take(np.array([last[run] == last[kind] for run, kind in zip(runs, kinds, strict=True)], np.bool_))
 
 
 def _point(part: CellTable) -> DataPoint:

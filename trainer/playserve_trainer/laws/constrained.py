@@ -1,7 +1,8 @@
 """The law of repeated data: L(N, U, epochs) = E + A N^-alpha + B D'^-beta with D' = U + U R* (1 - exp(-R / R*)).
 
 U is the unique data, R = D / U - 1 how often it was repeated, and R* the number of repeats after which more are worth
-little (Muennighoff et al., 2305.16264, without their term for excess parameters). As R* grows D' becomes D.
+little (Muennighoff et al., 2305.16264, without their term for excess parameters). As R* grows D' becomes D. It knows no
+overfitting: of each run it is fitted to the checkpoints up to that of its least loss.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import numpy as np
 
 from playserve_trainer.laws.parametric import ParametricLaw, fit_parametric
 from playserve_trainer.laws.refusals import NotPositiveError, TooFewCellsError
-from playserve_trainer.laws.table import Floats
+from playserve_trainer.laws.table import CellTable, Floats
 
-__all__ = ["ConstrainedLaw", "effective_samples", "fit_constrained"]
+__all__ = ["ConstrainedLaw", "before_overfitting", "constrained_numbers", "effective_samples", "fit_cells",
+           "fit_constrained"]  # fmt: skip
 
 _LEAST = 12
 _REPEATS = np.geomspace(0.1, 1000.0, 25)
@@ -35,6 +37,11 @@ class ConstrainedLaw:
     parametric: ParametricLaw
     repeats: float
     at_edge: bool
+
+    def numbers(self) -> dict[str, float]:
+        """Return what is shown of it, by name."""
+        law = self.parametric
+        return {"E": law.e, "A": law.a, "B": law.b, "alpha": law.alpha, "beta": law.beta, "repeats": self.repeats}
 
     def predict(self, params: float, unique: float, epochs: float) -> float:
         """Return the loss of N parameters after so many epochs of U samples."""
@@ -77,3 +84,31 @@ def fit_constrained(params: Floats, unique: Floats, samples: Floats, loss: Float
         best = int(np.argmin([law.objective for law in laws]))
     repeats = float(grid[best])
     return ConstrainedLaw(parametric=laws[best], repeats=repeats if math.isfinite(repeats) else 0.0, at_edge=at_edge)
+
+
+def before_overfitting(table: CellTable) -> CellTable:
+    """Return the cells of each run up to that of its least loss; without those that have no loss."""
+    table = table.take(np.isfinite(table.loss))
+    best: dict[str, tuple[float, float]] = {}
+    for run, loss, samples in zip(table.words["run"], table.loss.tolist(), table.samples.tolist(), strict=True):
+        best[run] = min(best.get(run, (loss, samples)), (loss, samples))
+    last_K = np.array([best[run][1] for run in table.words["run"]])
+    return table.take(table.samples <= last_K)
+
+
+def fit_cells(table: CellTable) -> ConstrainedLaw:
+    """Return the law of a table's cells before they overfit; raises as :func:`fit_constrained`."""
+    table = before_overfitting(table)
+    return fit_constrained(table.params, table.numbers["unique_samples"], table.samples, table.loss)
+
+
+def constrained_numbers(table: CellTable, rng: np.random.Generator, *, held_out: CellTable) -> dict[str, float]:
+    """Return the numbers of a table's law, and by its number the loss that it predicts of each held-out cell.
+
+    Made for :func:`playserve_trainer.laws.uncertainty.bootstrap`; `rng` is not used.
+    """
+    del rng
+    law = fit_cells(table)
+    unique = held_out.numbers["unique_samples"]
+    cells = zip(held_out.params, unique, held_out.samples / unique, strict=True)
+    return law.numbers() | {f"held_out/{n}": law.predict(*cell) for n, cell in enumerate(cells)}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["figures_of", "png", "svg"]
+__all__ = ["figures_of", "narrow_log", "png", "svg"]
 
 _HELD_OUT = "#d62728"
 _LAW = "#444444"
@@ -182,17 +182,17 @@ def _by_data(group: Mapping[str, Any], names: Sequence[str], label: str) -> Figu
                 label=f"{curve['size']}, N = {curve['params']:,.0f}" + (" (not learnt)" if transfer else ""),
             )  # fmt: skip
     ax.set_xscale("log")
-    _narrow_log(ax.xaxis)
+    narrow_log(ax.xaxis)
     if known == ["loss"]:
         ax.set_yscale("log")
-        _narrow_log(ax.yaxis)
+        narrow_log(ax.yaxis)
     ax.set_xlabel("unique samples")
     ax.set_ylabel(label)
     ax.legend(title="size", fontsize=7, title_fontsize=7)
     return figure
 
 
-def _narrow_log(axis: Any) -> None:
+def narrow_log(axis: Any) -> None:
     """Label a logarithmic axis of one or two decades so that it can be read: at 1, 2 and 5 of each."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
@@ -201,8 +201,8 @@ def _narrow_log(axis: Any) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _loss_return(group: Mapping[str, Any]) -> Figure | None:
-    """Return over loss, every cell that has both."""
+def _by_budget(group: Mapping[str, Any]) -> list[tuple[float, float, float]]:
+    """Return loss, return and log10 of the budget of every size of every budget that has both."""
     by_target = {curve["target"]: curve["budgets"] for curve in group["curves"]}
     pairs = []
     for of_return in by_target["return_mean"]:
@@ -215,14 +215,22 @@ def _loss_return(group: Mapping[str, Any]) -> Figure | None:
             for size, value in zip(of_return["params"], of_return["value"], strict=True)
             if size in losses
         ]
+    return pairs
+
+
+def _loss_return(group: Mapping[str, Any]) -> Figure | None:
+    """Return over loss, every cell that has both."""
+    points = [point for curve in group["by_data"] for point in curve["points"] if point["return_mean"] is not None]
+    told = "unique samples" if points else "training FLOPs"
+    pairs = [(of["loss"], of["return_mean"], math.log10(of["unique_samples"])) for of in points] or _by_budget(group)
     if len(pairs) < 3:
         return None
     figure, (ax,) = _figure()
     losses, returns, budgets = np.array(pairs).T
     drawn = ax.scatter(losses, returns, c=budgets, cmap="viridis", s=18)
-    figure.colorbar(drawn, ax=ax, label="log10 of training FLOPs")
+    figure.colorbar(drawn, ax=ax, label=f"log10 of {told}")
     ax.set_xscale("log")
-    _narrow_log(ax.xaxis)
+    narrow_log(ax.xaxis)
     ax.set_xlabel("held-out loss, nats a label")
     ax.set_ylabel("mean return")
     return figure

@@ -15,7 +15,8 @@ import numpy as np
 
 from playserve_trainer.laws.break_point import break_points
 from playserve_trainer.laws.by_data import data_curves
-from playserve_trainer.laws.constrained import fit_constrained
+from playserve_trainer.laws.constrained import before_overfitting, constrained_numbers, fit_cells
+from playserve_trainer.laws.correlation import spearman
 from playserve_trainer.laws.estimators import Fit, OptimaFit, Settings, SurfaceFit, chosen, fit_optima
 from playserve_trainer.laws.forecasting import fit_numbers, forecast
 from playserve_trainer.laws.frontier import near_frontier
@@ -24,7 +25,7 @@ from playserve_trainer.laws.isoflop import budget_curves
 from playserve_trainer.laws.pairs import compare
 from playserve_trainer.laws.parametric import chinchilla_starts, fit_many_starts
 from playserve_trainer.laws.refusals import RefusedError
-from playserve_trainer.laws.returns import fit_loss_to_return, fit_return_law, spearman
+from playserve_trainer.laws.returns import fit_loss_to_return, fit_return_law
 from playserve_trainer.laws.table import CellTable
 from playserve_trainer.laws.uncertainty import Estimate, Resampler, bootstrap, jackknife_budgets
 
@@ -74,7 +75,9 @@ def fit_laws(table: CellTable, options: FitOptions) -> dict[str, Any]:
     return found
 
 
-def _fit_group(table: CellTable, options: FitOptions, expert: float | None) -> dict[str, Any]:
+def _fit_group(group: CellTable, options: FitOptions, expert: float | None) -> dict[str, Any]:
+    # Over compute: all the data for every budget. Runs on a share of them are another question's.
+    table, everything = group.whole_data(), group.take(~group.held_out)
     fitted = table.take(~table.held_out)
     numbers = partial(fit_numbers, settings=options.settings, flops=options.flops)
     intervals = bootstrap(fitted, numbers, resamples=options.resamples, seed=options.seed, processes=options.processes)
@@ -98,18 +101,19 @@ def _fit_group(table: CellTable, options: FitOptions, expert: float | None) -> d
             **_details(fit),
         }
     return {
-        "cells": len(table),
-        "held_out_cells": int(table.held_out.sum()),
+        "cells": len(group),
+        "held_out_cells": int(group.held_out.sum()),
+        "whole_data_cells": len(table),
         "is_6nd": table.is_6nd,
         "intervals_hold": Resampler(fitted).notes(),
         "curves": [_curve(table, target) for target in ("loss", "return_mean")],
-        "by_data": _plain(data_curves(table)),
+        "by_data": _plain(data_curves(group)),
         "laws": laws,
         "many_starts": _many_starts(fitted, options, laws.get("parametric", {})),
-        "constrained": _or_refusal(lambda: _constrained(fitted)),
-        "break_points": _break_points(fitted, options.resamples),
-        "returns": _or_refusal(lambda: _returns(fitted, options.settings, expert))
-        if fitted.has("return_mean")
+        "constrained": _or_refusal(lambda: _constrained(group, options)),
+        "break_points": _break_points(everything, options.resamples),
+        "returns": _or_refusal(lambda: _returns(everything, options.settings, expert))
+        if everything.has("return_mean")
         else None,
         "hold_out": _or_refusal(lambda: [_plain(of) for of in hold_out(table, options.settings)]),
         "forecasts": _or_refusal(lambda: _forecasts(fitted, options, intervals)) if options.flops else None,
@@ -169,10 +173,28 @@ def _agreement(quick: float, slow: float) -> str:
     )
 
 
-def _constrained(table: CellTable) -> dict[str, Any]:
-    table = table.take(np.isfinite(table.loss))
-    law = fit_constrained(table.params, table.numbers["unique_samples"], table.samples, table.loss)
-    return dict(_plain(law))
+def _constrained(table: CellTable, options: FitOptions) -> dict[str, Any]:
+    """Return the law of repeated data with intervals (a fifth of the draws: it is slow), and what it says held out."""
+    fitted, held_out = table.take(~table.held_out), table.take(table.held_out & np.isfinite(table.loss))
+    law = fit_cells(fitted)
+    numbers = partial(constrained_numbers, held_out=held_out)
+    values = numbers(fitted, np.random.default_rng(0))
+    resamples = max(1, options.resamples // 5)
+    drawn = bootstrap(fitted, numbers, resamples=resamples, seed=options.seed, processes=options.processes)
+    judged = [
+        {
+            "cell": held_out.words["cell"][row], "params": float(held_out.params[row]),
+            "unique_samples": float(unique), "epochs": float(held_out.samples[row] / unique),
+            "loss": float(held_out.loss[row]), "predicted": values[f"held_out/{row}"],
+            "interval": _interval(drawn.get(f"held_out/{row}")),
+        }
+        for row, unique in enumerate(held_out.numbers["unique_samples"])
+    ]  # fmt: skip
+    return {
+        "numbers": {key: {"value": values[key], "interval": _interval(drawn.get(key))} for key in law.numbers()},
+        "at_edge": law.at_edge, "cells": law.parametric.points,
+        "overfitted": int(np.isfinite(fitted.loss).sum()) - len(before_overfitting(fitted)), "held_out": judged,
+    }  # fmt: skip
 
 
 def _break_points(table: CellTable, resamples: int) -> list[dict[str, Any]] | None:
@@ -186,10 +208,11 @@ def _break_points(table: CellTable, resamples: int) -> list[dict[str, Any]] | No
 def _returns(table: CellTable, settings: Settings, expert: float | None) -> dict[str, Any]:
     """Return the laws of returns: over C at the best agent of each budget, and over loss of every cell."""
     measured = table.take(np.isfinite(table.numbers["return_mean"]))
+    whole = measured.whole_data()
     returns = measured.numbers["return_mean"]
     found: dict[str, Any] = {"cells": len(measured), "expert": expert}
     best = _or_refusal(
-        lambda: _details(fit_optima(measured, settings, estimator="argmin", keep_edges=True, target="return_mean"))
+        lambda: _details(fit_optima(whole, settings, estimator="argmin", keep_edges=True, target="return_mean"))
     )
     found["best"] = best
     if "optima" in best:
@@ -198,7 +221,7 @@ def _returns(table: CellTable, settings: Settings, expert: float | None) -> dict
         found["saturating"] = _or_refusal(lambda: _plain(fit_return_law(budgets, values, expert=expert)))
     if not measured.has("loss"):
         return {**found, "rank_correlation_with_loss": None, "from_loss": {"why": "no cell has a held-out loss"}}
-    found["rank_correlation_with_loss"] = spearman(measured.loss, returns) if len(measured) > 2 else None
+    found["rank_correlation_with_loss"] = float(spearman(measured.loss, returns)[0]) if len(measured) > 2 else None
     positive = measured.take(returns > 0)
     found["from_loss"] = _or_refusal(lambda: _plain(fit_loss_to_return(positive.loss, positive.numbers["return_mean"])))
     found["from_loss_left_out"] = len(measured) - len(positive)

@@ -74,9 +74,10 @@ def _group(group: Mapping[str, Any], figures: Mapping[str, str]) -> str:
     return "".join(
         (
             f"<section><h2>{escape(rows.group_name(group))}</h2>",
-            f"<p>{group['cells']} cells, {group['held_out_cells']} of them held out from every fit.</p>",
+            f"<p>{group['cells']} cells, {group['held_out_cells']} of them held out from every fit"
+            f"{rows.whole_data(group)}.</p>",
             pictures, _hold_out(group["hold_out"]), _forecasts(group["forecasts"]), _laws(group),
-            _by_data(group["by_data"]), _returns(group["returns"]), "</section>",
+            _by_data(group["by_data"]), _constrained(group), _returns(group["returns"]), "</section>",
         )
     )  # fmt: skip
 
@@ -113,6 +114,16 @@ def _forecasts(value: Any) -> str:
 
 def _by_data(value: Any) -> str:
     return f"<h3>By unique data</h3>{_table(rows.by_data(value))}" if value else ""
+
+
+def _constrained(group: Mapping[str, Any]) -> str:
+    """Say the law of repeated data, or why there is none, where a study has several amounts."""
+    value = group["constrained"]
+    numbers, judged = rows.constrained(value)
+    if not numbers.rows:
+        return f"<h3>Repeated data</h3><p>{escape(value['why'])}</p>" if group["by_data"] else ""
+    shown = f"<h3>Repeated data</h3><p>{escape(numbers.title)}.</p>{_table(numbers)}"
+    return shown + (_table(judged) if judged.rows else "")
 
 
 def _returns(value: Any) -> str:

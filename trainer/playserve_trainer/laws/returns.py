@@ -15,7 +15,7 @@ from playserve_trainer.laws.power import OffsetPowerLaw, PowerLaw, fit_offset_po
 from playserve_trainer.laws.refusals import NotPositiveError
 from playserve_trainer.laws.table import Floats
 
-__all__ = ["ReturnLaw", "fit_loss_to_return", "fit_return_law", "spearman"]
+__all__ = ["ReturnLaw", "fit_loss_to_return", "fit_return_law"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,10 +60,3 @@ def fit_loss_to_return(loss: Floats, returns: Floats) -> PowerLaw:
         NotPositiveError, TooFewCellsError: As :func:`playserve_trainer.laws.power.fit_power_law`.
     """
     return fit_power_law(1 / loss, returns, what="return over 1 / loss")
-
-
-def spearman(x: Floats, y: Floats) -> float:
-    """Return the rank correlation of two columns."""
-    from scipy import stats
-
-    return float(stats.spearmanr(x, y).statistic)

@@ -9,6 +9,7 @@ __all__ = [
     "Rows",
     "by_data",
     "comparisons",
+    "constrained",
     "forecasts",
     "group_name",
     "hold_outs",
@@ -18,6 +19,7 @@ __all__ = [
     "refusals",
     "reproducibility",
     "returns",
+    "whole_data",
 ]
 
 _MEANINGS = {
@@ -28,6 +30,7 @@ _MEANINGS = {
     "loss_offset": "b: what is left of the loss",
     "alpha": "alpha (of N)",
     "beta": "beta (of D)",
+    "repeats": "R*: repeats after which more are worth little",
 }
 
 
@@ -63,6 +66,12 @@ def _interval(interval: Mapping[str, Any] | None) -> str:
 def group_name(group: Mapping[str, Any]) -> str:
     """Return the name of a group of cells."""
     return " ".join(filter(None, (group["task"], group["variant"]))) or "all cells"
+
+
+def whole_data(group: Mapping[str, Any]) -> str:
+    """Return how many cells the laws over compute see, where it is not all of them; "" else."""
+    cells = group["whole_data_cells"]
+    return "" if cells == group["cells"] else f"; laws over compute see the {cells} that learn from all the data"
 
 
 def laws(group: Mapping[str, Any]) -> Rows:
@@ -176,6 +185,28 @@ def by_data(value: Sequence[Mapping[str, Any]]) -> Rows:
     ]  # fmt: skip
     header = ("size", "N", "unique samples", "epochs at the best", "loss", *(title for _, title in shown))
     return Rows(header, rows)
+
+
+def constrained(value: Mapping[str, Any]) -> tuple[Rows, Rows]:
+    """Return the numbers of the law of repeated data, and what it says of held-out cells; empty where refused."""
+    if "numbers" not in value:
+        return Rows((), []), Rows((), [])
+    edge = {"repeats": " (the edge of what was tried)"} if value["at_edge"] else {}
+    numbers = [
+        [_MEANINGS.get(key, key), number(of["value"]) + _interval(of["interval"]) + edge.get(key, "")]
+        for key, of in value["numbers"].items()
+    ]
+    title = (
+        f"L(N, unique D, epochs) over {value['cells']} cells; left out are {value['overfitted']} past the least loss "
+        "of their run"
+    )
+    judged = [
+        [of["cell"], number(of["params"]), f"{of['unique_samples']:,.0f}", f"{of['epochs']:.1f}", f"{of['loss']:.4f}",
+         number(of["predicted"]) + _interval(of["interval"]), f"{of['predicted'] / of['loss'] - 1:+.1%}"]
+        for of in value["held_out"]
+    ]  # fmt: skip
+    header = ("cell, held out", "N", "unique samples", "epochs", "loss", "predicted [95%]", "error")
+    return Rows(("number", "value [95% interval]"), numbers, title), Rows(header, judged)
 
 
 def _with_error(mean: float | None, error: float | None) -> str:

@@ -199,6 +199,12 @@ class CellTable:
         for key in dict.fromkeys(keys):
             yield key, self.take(np.array([other == key for other in keys]))
 
+    def whole_data(self) -> CellTable:
+        """Return the cells that learn from all the data: those of the largest share, and those that name none."""
+        shares = self.numbers["unique"]
+        known = shares[np.isfinite(shares)]
+        return self.take(~(shares < known.max())) if len(known) else self
+
     def digest(self) -> str:
         """Return the SHA-256 of the numbers and words, in hex."""
         state = hashlib.sha256()

@@ -30,6 +30,9 @@ def print_fit(console: Console, found: Mapping[str, Any]) -> None:
             _print(console, of, f"Held out: {of.title}")
         if group["by_data"]:
             _print(console, rows.by_data(group["by_data"]), "By unique data")
+            numbers, judged = rows.constrained(group["constrained"])
+            for of in (numbers, judged) if numbers.rows else ():
+                _print(console, of, of.title)
         for line in rows.returns(group["returns"]):
             console.print(f"Returns: {line}", markup=False)
     print_forecasts(console, found)
