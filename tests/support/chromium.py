@@ -93,6 +93,8 @@ class Browser:
 
     def open(self, page: Path | str, ready: str = "") -> None:
         """Open a page, a file or a URL, and wait until its replays are ready, or until `ready` is true."""
+        self._call("Page.navigate", url="about:blank")  # a page that asks now and then asks no more
+        self.run("1")
         self.requests.clear()
         self.problems.clear()
         self._call("Page.navigate", url=page if isinstance(page, str) else page.as_uri())
