@@ -28,7 +28,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-__all__ = ["IMAGES", "Image", "build_command", "main", "run_command"]
+__all__ = ["IMAGES", "Image", "build_command", "main", "refuse_cuda", "run_command"]
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent

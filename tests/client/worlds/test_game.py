@@ -43,6 +43,7 @@ def test_what_is_done_moves_the_world_and_is_shown(world: Any) -> None:
     assert (game.newest.frame == frame_of(session.spec, (3, 8))).all()  # type: ignore[union-attr]
     assert all(action == 0 for _, action in seen)
     until(game, lambda: (0, 4) in seen, action=4)  # after those that were under way
+    assert seen[-1] == (0, 4)
     assert game.score.frames > 0
 
 

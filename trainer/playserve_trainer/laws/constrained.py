@@ -17,7 +17,7 @@ from playserve_trainer.laws.refusals import NotPositiveError, TooFewCellsError
 from playserve_trainer.laws.table import CellTable, Floats
 
 __all__ = ["ConstrainedLaw", "before_overfitting", "constrained_numbers", "effective_samples", "fit_cells",
-           "fit_constrained"]  # fmt: skip
+           "fit_constrained", "predictions"]  # fmt: skip
 
 _LEAST = 12
 _REPEATS = np.geomspace(0.1, 1000.0, 25)
@@ -102,13 +102,18 @@ def fit_cells(table: CellTable) -> ConstrainedLaw:
     return fit_constrained(table.params, table.numbers["unique_samples"], table.samples, table.loss)
 
 
+def predictions(law: ConstrainedLaw, held_out: CellTable) -> dict[str, float]:
+    """Return the loss that a law predicts of each cell of a table, by a name with its row."""
+    unique = held_out.numbers["unique_samples"]
+    cells = zip(held_out.params, unique, held_out.samples / unique, strict=True)
+    return {f"held_out/{row}": law.predict(*cell) for row, cell in enumerate(cells)}
+
+
 def constrained_numbers(table: CellTable, rng: np.random.Generator, *, held_out: CellTable) -> dict[str, float]:
-    """Return the numbers of a table's law, and by its number the loss that it predicts of each held-out cell.
+    """Return the numbers of a table's law and its predictions of held-out cells.
 
     Made for :func:`playserve_trainer.laws.uncertainty.bootstrap`; `rng` is not used.
     """
     del rng
     law = fit_cells(table)
-    unique = held_out.numbers["unique_samples"]
-    cells = zip(held_out.params, unique, held_out.samples / unique, strict=True)
-    return law.numbers() | {f"held_out/{n}": law.predict(*cell) for n, cell in enumerate(cells)}
+    return law.numbers() | predictions(law, held_out)

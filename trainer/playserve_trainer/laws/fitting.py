@@ -15,7 +15,7 @@ import numpy as np
 
 from playserve_trainer.laws.break_point import break_points
 from playserve_trainer.laws.by_data import data_curves
-from playserve_trainer.laws.constrained import before_overfitting, constrained_numbers, fit_cells
+from playserve_trainer.laws.constrained import constrained_numbers, fit_cells, predictions
 from playserve_trainer.laws.correlation import spearman
 from playserve_trainer.laws.estimators import Fit, OptimaFit, Settings, SurfaceFit, chosen, fit_optima
 from playserve_trainer.laws.forecasting import fit_numbers, forecast
@@ -177,23 +177,24 @@ def _constrained(table: CellTable, options: FitOptions) -> dict[str, Any]:
     """Return the law of repeated data with intervals (a fifth of the draws: it is slow), and what it says held out."""
     fitted, held_out = table.take(~table.held_out), table.take(table.held_out & np.isfinite(table.loss))
     law = fit_cells(fitted)
-    numbers = partial(constrained_numbers, held_out=held_out)
-    values = numbers(fitted, np.random.default_rng(0))
+    numbers, predicted = partial(constrained_numbers, held_out=held_out), predictions(law, held_out)
     resamples = max(1, options.resamples // 5)
     drawn = bootstrap(fitted, numbers, resamples=resamples, seed=options.seed, processes=options.processes)
     judged = [
         {
             "cell": held_out.words["cell"][row], "params": float(held_out.params[row]),
             "unique_samples": float(unique), "epochs": float(held_out.samples[row] / unique),
-            "loss": float(held_out.loss[row]), "predicted": values[f"held_out/{row}"],
+            "loss": float(held_out.loss[row]), "predicted": predicted[f"held_out/{row}"],
             "interval": _interval(drawn.get(f"held_out/{row}")),
         }
         for row, unique in enumerate(held_out.numbers["unique_samples"])
     ]  # fmt: skip
     return {
-        "numbers": {key: {"value": values[key], "interval": _interval(drawn.get(key))} for key in law.numbers()},
+        "numbers": {
+            key: {"value": value, "interval": _interval(drawn.get(key))} for key, value in law.numbers().items()
+        },
         "at_edge": law.at_edge, "cells": law.parametric.points,
-        "overfitted": int(np.isfinite(fitted.loss).sum()) - len(before_overfitting(fitted)), "held_out": judged,
+        "overfitted": int(np.isfinite(fitted.loss).sum()) - law.parametric.points, "held_out": judged,
     }  # fmt: skip
 
 
