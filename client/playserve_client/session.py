@@ -300,7 +300,7 @@ class Session(SessionView):
             if self._closing.is_set():
                 stream.cancel()
             self._stream = stream
-        stream.start()
+            stream.start()  # under the lock: whoever finds a stream may wait for its thread
 
     def _on_message(self, stream: Stream, response: ps.PlayResponse) -> None:
         with self._changed:

@@ -10,6 +10,7 @@ import asyncio
 import inspect
 import queue
 import threading
+import time
 from contextlib import asynccontextmanager
 
 import grpc
@@ -53,6 +54,7 @@ from playserve.testing import FakePolicy, FakePolicyServer, FakeReply, StepConte
 from playserve.v1 import policy_service_pb2 as ps
 from playserve.v1 import types_pb2 as pb
 from playserve_client import aio
+from playserve_client.streams import Stream
 
 FRAME = np.zeros((2, 2, 3), np.uint8)
 
@@ -479,6 +481,26 @@ async def test_a_server_that_is_away_for_a_while(connect, server):
         server.start()
         # Step 2 was sent again; its answer is late for its waiter, but it entered the memory once.
         assert await settle(session.step(FRAME)) == 3
+
+
+def test_a_session_is_closed_while_it_dials_again(server, monkeypatch):
+    dials, again = [], threading.Event()
+
+    class SlowToRead(Stream):
+        def start(self) -> None:
+            dials.append(self)
+            if len(dials) > 1:
+                again.set()
+                time.sleep(0.2)
+            super().start()
+
+    monkeypatch.setattr("playserve_client.session.Stream", SlowToRead)
+    with playserve_client.PolicyClient(server.address) as client, client.play("count") as session:
+        assert session.step(FRAME) == 1
+        server.drop_stream_after(1)
+        assert session.step(FRAME) == 2
+        assert again.wait(10.0)
+    assert len(dials) == 2
 
 
 async def test_a_server_that_has_forgotten_the_session(connect, server):
