@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 SUPPORT = Path(__file__).resolve().parents[1]
-LIMIT_S = 60.0
+LIMIT_S = 120.0  # machines that do other things too have taken 80
 IDLE = DesktopAction()
 KEYS = ("KeyW", "KeyA", "KeyS", "KeyD", "Space", "ShiftLeft", "ArrowLeft", "ArrowRight")
 
