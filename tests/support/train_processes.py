@@ -6,6 +6,7 @@ OUT/<its name>, as one process with the same settings would.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from toy_tokens import square_frames, tiny_tokenizer
 
 from playserve_trainer.data.batches import IGNORED_LABEL, Batch
 from playserve_trainer.models.p2p import P2PPolicy, config_of_size
@@ -31,7 +33,10 @@ RUNS: dict[str, dict[str, Any]] = {
     "fsdp_resumed": {"parallel": "fsdp", "ema_decay": 0.9, "accumulate": 2, "stop_at": 4},
     "p2p_ddp": {"family": "p2p", "max_steps": 3, "freeze": "image.trunk."},
     "p2p_fsdp": {"family": "p2p", "max_steps": 3, "parallel": "fsdp", "accumulate": 2},
+    "tokenizer": {"family": "tokenizer"},
 }
+#: Runs in which something is drawn: two processes do not equal one, but each other.
+DRAWN: dict[str, dict[str, Any]] = {"tokenizer_kmeans": {"family": "tokenizer", "max_steps": 12}}
 _B, _T = 8, 5
 
 
@@ -90,6 +95,34 @@ class Screens:
         return Batch(inputs, executed, first, labels, first.numel())
 
 
+class Squares:
+    """Frames of a square in one of 16 places for a tokenizer, every pixel its own label."""
+
+    batch_size, sequence_length, num_samples, carries_state = _B, 1, 1000, False
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self.asked: list[tuple[int, int]] = []
+
+    def batch(self, index: int) -> Batch:
+        return self.part(index, 0, _B)
+
+    def part(self, index: int, start: int, stop: int) -> Batch:
+        self.asked.append((start, stop))
+        places = np.array([np.random.default_rng([self._seed, index, row]).integers(16) for row in range(start, stop)])
+        frames = torch.from_numpy(square_frames(places)).unsqueeze(1)
+        executed, first = torch.full((len(places), 1, 1), UNKNOWN_ACTION), torch.ones(len(places), 1, dtype=torch.bool)
+        return Batch({"frame": frames}, executed, first, frames.to(torch.int16).view(len(places), 1, -1), len(places))
+
+
+def small_tokenizer(*, drawn: bool) -> Policy:
+    """Return a tokenizer of 16 codes: to be put by k-means, and moved when dead, or where they lie for good."""
+    policy = tiny_tokenizer(codes=16, dead_below=0.5 if drawn else 0.0)
+    if not drawn:
+        policy.codebook.learner._codebook.initted.fill_(True)
+    return policy
+
+
 def small_p2p() -> Policy:
     """Return a p2p policy of a few thousand parameters; nothing in it is drawn while it trains."""
     changes: dict[str, Any] = {
@@ -103,6 +136,7 @@ def train(out: Path, group: Group | None = None, *, resume: bool = False, **sett
     """Do one run; with `stop_at` it is stopped after so many steps, and a second trainer goes on with it."""
     group = group or Group()
     carries_state, stop_at = settings.pop("carries_state", False), settings.pop("stop_at", None)
+    drawn = settings.pop("drawn", False)
     out.mkdir(parents=True, exist_ok=True)
     config = TrainConfig.from_json(
         {
@@ -118,6 +152,8 @@ def train(out: Path, group: Group | None = None, *, resume: bool = False, **sett
     if config.family == "p2p":
         policy = small_p2p()
         sources = [Screens(seed, policy.heads()) for seed in (0, 1)]
+    elif config.family == "tokenizer":
+        policy, sources = small_tokenizer(drawn=drawn), [Squares(seed) for seed in (0, 1)]
     else:
         shape = {"observation_shape": (2, 2), "observation_dtype": "float32"}
         policy = TinyRecurrentPolicy(TinyRecurrentConfig(num_actions=4, hidden=7, **shape))
@@ -135,12 +171,23 @@ def train(out: Path, group: Group | None = None, *, resume: bool = False, **sett
     return trainer
 
 
+def assert_alike(policy: Policy, group: Group) -> None:
+    """Raise unless all processes hold the same numbers, bit for bit."""
+    mine = [hashlib.sha256(t.detach().numpy().tobytes()).hexdigest() for t in policy.state_dict().values()]
+    everybodys: list[Any] = [None] * group.size
+    torch.distributed.all_gather_object(everybodys, mine)
+    for name, *digests in zip(policy.state_dict(), *everybodys, strict=True):
+        assert len(set(digests)) == 1, f"{name} is not the same in all processes"
+
+
 def main(out: Path) -> None:
     with processes() as group:
-        for name, settings in RUNS.items():
-            trainer = train(out / name, group, **settings)
+        for name, settings in [*RUNS.items(), *DRAWN.items()]:
+            trainer = train(out / name, group, drawn=name in DRAWN, **settings)
             rows = group.rows(_B)
             assert all(rows[0] <= start < stop <= rows[1] for start, stop in trainer._source.asked)  # type: ignore[attr-defined]
+            if settings.get("parallel") != "fsdp":  # which has shards
+                assert_alike(trainer.policy, group)
             with trainer.published_policy() as policy:
                 assert (policy is not None) == group.is_main
                 if policy is not None:

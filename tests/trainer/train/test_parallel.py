@@ -59,6 +59,18 @@ def test_two_processes_equal_one_on_the_same_batches(together: Path, tmp_path: P
     assert [line["step"] for line in lines if line["kind"] == "train"] == sorted({*range(2, steps, 2), steps})
 
 
+def test_a_codebook_learns_from_what_all_processes_see(together: Path) -> None:
+    # That both processes hold the same codes is asserted by their own program, of which one writes.
+    name = "tokenizer_kmeans"
+    lines = [json.loads(line) for line in (together / name / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if line["kind"] == "train"]
+    assert losses[-1] < losses[0]
+    state = _state(together / name)
+    (uses,) = [tensor for key, tensor in state.items() if key.endswith("cluster_size") and key.startswith("model")]
+    # Moving averages of the uses in a batch: 8 frames of 4 tokens, of both processes together.
+    assert 0.5 * 32 < float(uses.sum()) < 1.5 * 32
+
+
 @pytest.mark.parametrize("pair", [("ddp_passes", "ddp_resumed"), ("fsdp", "fsdp_resumed")])
 def test_a_resumed_run_of_two_processes_is_the_same_bit_for_bit(together: Path, pair: tuple[str, str]) -> None:
     whole, resumed = (_state(together / name) for name in pair)
