@@ -24,7 +24,10 @@ __all__ = ["DEFAULTS", "MODEL_FLAGS", "OPTION_FLAGS", "SUMMARY", "TASK_FLAG", "c
 
 SUMMARY = "a VQ-VAE that makes tokens of frames, on recordings of one game"
 TASK_FLAG = "game"
-MODEL_FLAGS: tuple[str, ...] = ("tokens", "codes", "code_width", "filters", "decoder_filters")
+MODEL_FLAGS: tuple[str, ...] = (
+    "tokens", "codes", "code_width", "filters", "decoder_filters", "adversarial", "adversarial_after", "perceptual",
+    "perceptual_net",
+)  # fmt: skip
 OPTION_FLAGS: tuple[str, ...] = ("size", "every", "cache")
 
 _FAMILY = "tokenizer"
@@ -61,6 +64,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--code-width", type=int, help="numbers of a code (default 16)", **given_only)
     parser.add_argument("--filters", type=int, help="channels of the encoder (default 32)", **given_only)
     parser.add_argument("--decoder-filters", type=int, help="channels of the decoder (default 64)", **given_only)
+    parser.add_argument(
+        "--adversarial",
+        type=float,
+        help="weight of an adversary's verdict, such as 0.1 (default 0)",
+        **given_only,
+    )
+    parser.add_argument(
+        "--adversarial-after", type=int, help="training passes before that verdict counts (default 0)", **given_only
+    )
+    parser.add_argument(
+        "--perceptual", type=float, help="weight of LPIPS (default 0; needs torchvision and its weights)", **given_only
+    )
+    parser.add_argument("--perceptual-net", help="its net: alex, vgg or squeeze (default vgg)", **given_only)
     parser.add_argument(
         "--size", type=int, help="side of the frames (default 84 of Atari, 64 of a desktop)", **given_only
     )

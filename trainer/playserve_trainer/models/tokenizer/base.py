@@ -41,8 +41,10 @@ class Tokenizer(Policy):
         num_tokens: K, tokens of a frame.
         vocabulary: V, codes that a token may be: 0 to V - 1.
         frame_shape: H, W, C of a frame.
+        training_only: Settings, and modules or buffers, that decide no token.
     """
 
+    training_only: frozenset[str] = frozenset()
     num_tokens: int
     vocabulary: int
     frame_shape: tuple[int, int, int]
@@ -114,8 +116,12 @@ class Tokenizer(Policy):
         """Return the sha256 of what decides the tokens: the family, its config and every tensor; what caches go by."""
         from playserve_trainer.models.registry import describe  # it imports every family, this one too
 
-        digest = hashlib.sha256(json.dumps(describe(self), sort_keys=True).encode())
+        family, config = describe(self)
+        deciding = {name: value for name, value in config.items() if name not in self.training_only}
+        digest = hashlib.sha256(json.dumps([family, deciding], sort_keys=True).encode())
         for name, tensor in sorted(self.state_dict().items()):
+            if name.partition(".")[0] in self.training_only:
+                continue
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()

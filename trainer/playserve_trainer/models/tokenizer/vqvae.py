@@ -11,92 +11,33 @@ P = H * W * C pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from playserve.errors import BadSettingError
 from playserve_trainer.models.policy import IGNORED_LABEL, ForwardOutput, LabelCounts
+from playserve_trainer.models.tokenizer.aids import Adversary, perceptual_distance
 from playserve_trainer.models.tokenizer.base import FRAME, Tokenizer
 from playserve_trainer.models.tokenizer.codebook import Codebook
-from playserve_trainer.models.tokenizer.nets import Decoder, Encoder, Levels, grid_of
+from playserve_trainer.models.tokenizer.config import TokenizerConfig
+from playserve_trainer.models.tokenizer.nets import Decoder, Encoder, Levels
 
-__all__ = ["HIT_LEVELS", "TokenizerConfig", "VQTokenizer"]
+__all__ = ["HIT_LEVELS", "VQTokenizer"]
 
 #: A pixel is a hit whose reconstruction is off by at most so many of 255 levels.
 HIT_LEVELS = 8
-
-# Tokens are kept as uint16.
-_MAX_CODES = 1 << 16
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenizerConfig:
-    """Size of the net, and what its frames are frames of.
-
-    Attributes:
-        height: H, pixels.
-        width: W, pixels.
-        channels: C: 1 grey, 3 RGB.
-        tokens: K, the dial.
-        codes: V, at least 2.
-        code_width: D.
-        filters: Channels of the encoder's convolutions.
-        decoder_filters: Of the decoder's.
-        decay: Of the codes' moving averages, a batch.
-        dead_below: See :class:`playserve_trainer.models.tokenizer.codebook.Codebook`.
-        commitment: Weight of the commitment loss.
-        game: What is played, as the recordings name it; empty: nobody said.
-        resize_id: Resize that made the frames from the screen (see playserve.resize); empty: none prescribed.
-    """
-
-    height: int
-    width: int
-    channels: int
-    tokens: int
-    codes: int = 512
-    code_width: int = 16
-    filters: int = 32
-    decoder_filters: int = 64
-    decay: float = 0.95
-    dead_below: float = 0.05
-    commitment: float = 0.25
-    game: str = ""
-    resize_id: str = ""
-
-    def __post_init__(self) -> None:
-        for name in ("height", "width", "tokens", "code_width", "filters", "decoder_filters"):
-            if getattr(self, name) < 1:
-                raise BadSettingError(f"tokenizer: {name} is at least 1, not {getattr(self, name)}")
-        if self.channels not in (1, 3):
-            raise BadSettingError(f"tokenizer: channels is 1 (grey) or 3 (RGB), not {self.channels}")
-        if not 2 <= self.codes <= _MAX_CODES:
-            raise BadSettingError(f"tokenizer: codes is 2 to {_MAX_CODES}, not {self.codes}")
-        if not 0.0 < self.decay < 1.0 or self.dead_below < 0.0 or self.commitment < 0.0:
-            raise BadSettingError(
-                f"tokenizer: decay is between 0 and 1, dead_below and commitment at least 0, not {self.decay}, "
-                f"{self.dead_below}, {self.commitment}"
-            )
-        rows, columns = self.grid
-        if rows > self.height or columns > self.width or max(rows / columns, columns / rows) > 8:
-            raise BadSettingError(
-                f"tokenizer: {self.tokens} tokens make a grid of {rows} x {columns} for frames of {self.height} x "
-                f"{self.width}; choose a number with a grid like the frame, such as 16, 36, 64, 100 or 256"
-            )
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of the tokens."""
-        return grid_of(self.tokens, self.height, self.width)
 
 
 class VQTokenizer(Tokenizer):
     """Encoder, codebook, decoder; see the module's docstring."""
 
+    training_only = frozenset(
+        ("adversarial", "adversarial_after", "adversary_filters", "perceptual", "perceptual_net", "adversary", "passes")
+    )
     mean: Tensor
     spread: Tensor
+    passes: Tensor
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
@@ -107,6 +48,11 @@ class VQTokenizer(Tokenizer):
         self.encoder = Encoder(levels, config.channels, config.filters, config.code_width)
         self.codebook = Codebook(config.codes, config.code_width, config.decay, config.dead_below)
         self.decoder = Decoder(levels, config.channels, config.decoder_filters, config.code_width)
+        self.adversary: Adversary | None = None
+        if config.adversarial:
+            self.adversary = Adversary(config.channels, config.adversary_filters)
+            self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
+        self._perceptual: Callable[[Tensor, Tensor], Tensor] | None = None  # fetched where it is first needed
         self.register_buffer("mean", torch.full(self.frame_shape, 127.5))
         self.register_buffer("spread", torch.full(self.frame_shape, 127.5))
 
@@ -139,19 +85,20 @@ class VQTokenizer(Tokenizer):
 
         Returns:
             As logits: the reconstruction float32 [B, T, P], in levels; the commitment loss float32 [B, T, 1]; the
-            tokens int64 [B, T, K].
+            tokens int64 [B, T, K]; in training with an adversary, or by LPIPS, what those say, float32 [B, T, 1].
         """
-        steps = inputs[FRAME].shape[:2]
-        features_MKD = self.features(inputs[FRAME].flatten(0, 1)).float()
+        steps, frames_MHWC = inputs[FRAME].shape[:2], inputs[FRAME].flatten(0, 1)
+        features_MKD = self.features(frames_MHWC).float()
         codes_MKD, tokens_MK = self.codebook(features_MKD)
         commitment_M = (features_MKD - codes_MKD.detach()).square().mean((1, 2))
         pixels_MHWC = self._pixels(codes_MKD)
-        return ForwardOutput(
-            (pixels_MHWC.reshape(*steps, -1), commitment_M.view(*steps, 1), tokens_MK.view(*steps, -1)), {}
-        )
+        logits = (pixels_MHWC.reshape(*steps, -1), commitment_M.view(*steps, 1), tokens_MK.view(*steps, -1))
+        if self.training and (self.config.adversarial or self.config.perceptual):
+            return ForwardOutput((*logits, self._aids(frames_MHWC, pixels_MHWC).view(*steps, 1)), {})
+        return ForwardOutput(logits, {})
 
     def loss(self, logits: Sequence[Tensor], labels_BTH: Tensor, counts: LabelCounts) -> Tensor:
-        """Return the mean squared error of a pixel in spreads of its place, and the weighted commitment loss.
+        """Return the mean squared error of a pixel in spreads of its place, and the other losses, weighted.
 
         Args:
             logits: As :meth:`forward` gave them.
@@ -162,8 +109,10 @@ class VQTokenizer(Tokenizer):
         known_BTP = labels_BTH != IGNORED_LABEL
         error_BTP = (pixels_BTP.float() - labels_BTH.float()) / self.spread.flatten()
         squared = (error_BTP.square() * known_BTP).sum() / counts.labels_H.sum().clamp(min=1)
-        committed = (commitment_BT1 * known_BTP[..., :1]).sum() / counts.labels_H[0].clamp(min=1)
-        return squared + self.config.commitment * committed
+        beside_BT1 = self.config.commitment * commitment_BT1
+        if len(logits) > 3:
+            beside_BT1 = beside_BT1 + logits[3]
+        return squared + (beside_BT1 * known_BTP[..., :1]).sum() / counts.labels_H[0].clamp(min=1)
 
     def count_hits(self, logits: Sequence[Tensor], labels_BTH: Tensor) -> tuple[Tensor, Tensor]:
         """Return how many pixels are reconstructed to within :data:`HIT_LEVELS`, and how many there are."""
@@ -191,6 +140,27 @@ class VQTokenizer(Tokenizer):
         # A permuted HWC array already lies in channels_last order.
         y_MDRQ: Tensor = self.encoder(x_MHWC.permute(0, 3, 1, 2))
         return y_MDRQ.flatten(2).transpose(1, 2)
+
+    def num_params(self) -> int:
+        """Return N; the adversary is of the training alone."""
+        aids = sum(p.numel() for p in self.adversary.parameters()) if self.adversary is not None else 0
+        return super().num_params() - aids
+
+    def _aids(self, frames_MHWC: Tensor, pixels_MHWC: Tensor) -> Tensor:
+        """Return the weighted losses [M] of the adversary, its own included, and of LPIPS."""
+        config, total_M = self.config, torch.zeros(len(frames_MHWC), device=frames_MHWC.device)
+        real_MCHW, made_MCHW = (x_MHWC.permute(0, 3, 1, 2) for x_MHWC in (frames_MHWC.float(), pixels_MHWC))
+        if self.adversary is not None:
+            mean_CHW, spread_CHW = self.mean.permute(2, 0, 1), self.spread.permute(2, 0, 1)
+            pair = ((x_MCHW - mean_CHW) / spread_CHW for x_MCHW in (real_MCHW, made_MCHW))
+            fooled_M, own_M = self.adversary.losses(*pair)
+            counts = (self.passes >= config.adversarial_after).float()
+            total_M = total_M + own_M.float() + config.adversarial * counts * fooled_M.float()
+            self.passes.add_(1)
+        if config.perceptual and not frames_MHWC.is_meta:  # no layer of ours: its FLOPs are not counted
+            self._perceptual = self._perceptual or perceptual_distance(config.perceptual_net)
+            total_M = total_M + config.perceptual * self._perceptual(real_MCHW, made_MCHW)
+        return total_M
 
     def _pixels(self, codes_MKD: Tensor) -> Tensor:
         """Return pixels float32 [M, H, W, C], in levels, of codes [M, K, D]."""
