@@ -17,8 +17,9 @@ from desktop.xserver import XServer, xserver
 from fake_world import fake_world, world_spec
 
 from playserve.actions import DesktopAction
-from playserve.specs import DesktopActionSpec
+from playserve.specs import DesktopActionSpec, DiscreteActionSpec
 from playserve.testing import FakePolicyServer
+from playserve_client.nethack.keys import ACTION_NAMES
 
 pytest.importorskip("pygame")
 pytest.importorskip("Xlib")
@@ -139,6 +140,33 @@ def test_keys_move_a_world_that_the_window_shows(screen: XServer, tmp_path: Path
     assert (report["world"], report["seed"], report["worlds"]) == ("coins", 3, 2)
     assert report["rewards"][0] >= 1
     assert report["frames"] > 5
+
+
+def test_nethacks_keys_are_typed_one_a_step(screen: XServer) -> None:
+    seen: list[Any] = []
+    keys = DiscreteActionSpec(n=len(ACTION_NAMES), names=ACTION_NAMES)
+    with FakePolicyServer({"coins": fake_world(world_spec(action=keys), seen=seen)}) as server:
+        with window(screen, server.address) as (program, hands):
+            wait_until(lambda: len(seen) == 1, "the world to begin by itself")
+            assert "NetHack" in program.text()
+            for name in ("j", "Left", "Escape", "k"):
+                hands.tap(name)
+            wait_until(lambda: len(seen) >= 5, "a step for each key")
+            hands.key("Shift_L", down=True)
+            hands.tap("h")
+            hands.key("Shift_L", down=False)
+            wait_until(lambda: len(seen) >= 6, "a capital letter")
+            time.sleep(0.3)
+            hands.tap("F12")
+            assert program.wait() == 0, program.text()
+    names = (
+        "CompassDirection.S",
+        "CompassDirection.W",
+        "Command.ESC",
+        "CompassDirection.N",
+        "CompassDirectionLonger.W",
+    )
+    assert [ACTION_NAMES[action] for _, action in seen[1:]] == list(names)
 
 
 def test_a_click_holds_the_mouse_and_its_motion_goes_up(screen: XServer) -> None:

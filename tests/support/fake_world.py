@@ -56,7 +56,7 @@ def fake_world(spec: PolicySpec, *, episode_steps: int = 1000, seen: list[Any] |
         if "place" not in state:
             state["place"] = (context.seed % side, side // 2)
         elif isinstance(context.action, int):
-            dx, dy = _MOVES[context.action]
+            dx, dy = _MOVES[context.action % len(_MOVES)]
             state["place"] = ((state["place"][0] + dx) % side, (state["place"][1] + dy) % side)
         outputs = {
             "frame": frame_of(spec, state["place"]),

@@ -20,6 +20,7 @@ from playserve_client.workers import signals_call
 from playserve_client.worlds.bindings import Bindings
 from playserve_client.worlds.game import WorldGame
 from playserve_client.worlds.paint import Painter
+from playserve_client.worlds.typed import TypedKeys, bindings_of
 
 __all__ = ["add_world_arguments", "play_world"]
 
@@ -85,7 +86,7 @@ def _window(
 ) -> dict[str, Any]:
     from playserve_client.worlds.window import WorldWindow
 
-    bindings = Bindings(session.spec.action)
+    bindings = bindings_of(session.spec.action)
     game = WorldGame(session, rate_hz, min(session.ping() for _ in range(3)))
     title = f"{info.spec.name} {info.spec.version} - playserve"
     with WorldWindow(title, paint.size, holds_mouse=bindings.uses_mouse) as window:
@@ -102,7 +103,9 @@ def _window(
 class _Run:
     """The loop of a window."""
 
-    def __init__(self, game: WorldGame, window: Any, bindings: Bindings, rate_hz: float, paint: Painter) -> None:
+    def __init__(
+        self, game: WorldGame, window: Any, bindings: Bindings | TypedKeys, rate_hz: float, paint: Painter
+    ) -> None:
         self._game, self._window, self._bindings, self._paint = game, window, bindings, paint
         self._period_s = 1 / rate_hz
         self._paused = False
@@ -137,7 +140,7 @@ class _Run:
             self._over_at = None
         shown = None
         if not self._paused:
-            shown = game.tick(self._bindings.action(window.held.take()))
+            shown = game.tick(self._bindings.take(window.held, ready=game.ready))
         window.draw(None if shown is None else self._paint(shown.frame), self._text())
         return True
 

@@ -7,6 +7,7 @@ Names are read as the parts that they are made of: Atari's ("UPRIGHTFIRE"), keys
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -25,17 +26,26 @@ _WORDS: Mapping[str, str] = MappingProxyType({
 _ATARI = re.compile(r"(UP|DOWN)?(LEFT|RIGHT)?(FIRE)?")
 _TURNS = {"TURNLEFT": "@left", "MOUSELEFT": "@left", "TURNRIGHT": "@right", "MOUSERIGHT": "@right"}
 _BUTTONS = re.compile(r"(?:MOUSE|BUTTON)([0-4])")
+#: Keys that are typed while a world is slow, and not forgotten.
+_TYPED_AHEAD = 32
 #: Motion within a step that counts as a turn where actions have names, pixels.
 _TURN_PX = 4.0
 _CODES: Mapping[str, str] = MappingProxyType({code.upper(): code for code in KEYS})
 
 
 class Held:
-    """What is held down, and how the mouse has moved since it was last asked. One thread."""
+    """What is held down, what was typed, and how the mouse has moved since it was last asked. One thread.
+
+    Attributes:
+        keys: Held down, by their W3C codes.
+        buttons: Held down, by their W3C numbers.
+        typed: Code and character ("": none) of each key that went down, the oldest first; only the newest are kept.
+    """
 
     def __init__(self) -> None:
         self.keys: set[str] = set()
         self.buttons: set[int] = set()
+        self.typed: deque[tuple[str, str]] = deque(maxlen=_TYPED_AHEAD)
         self._tapped: set[str] = set()
         self._clicked: set[int] = set()
         self._motion = [0.0, 0.0, 0.0]
@@ -47,6 +57,10 @@ class Held:
             self._tapped.add(code)
         else:
             self.keys.discard(code)
+
+    def type(self, code: str, text: str) -> None:
+        """A key went down that types a character, or none."""
+        self.typed.append((code, text))
 
     def button(self, number: int, *, down: bool) -> None:
         """A mouse button went down or up, by its W3C number."""
@@ -93,6 +107,10 @@ class Bindings:
         if not isinstance(self._spec, DiscreteActionSpec):
             return self._spec.max_mouse_px > 0
         return bool(self._known & {"@left", "@right"})
+
+    def take(self, held: Held, *, ready: bool) -> Action:
+        """Return the action for what was held since this was last asked, whether or not it can be sent now."""
+        return self.action(held.take())
 
     def action(self, held: DesktopAction) -> Action:
         """Return the action for what is held."""

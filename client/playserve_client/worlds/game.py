@@ -16,7 +16,7 @@ from playserve.actions import Action, DesktopAction, merge_executed
 from playserve.errors import PlayserveError, QueueFullError, QuotaExceededError, TimeoutExceededError
 from playserve_client.results import StepResult
 from playserve_client.session import Session
-from playserve_client.worlds.view import Shown, show
+from playserve_client.worlds.view import Shown, idle_action, show
 
 __all__ = ["Score", "WorldGame"]
 
@@ -72,15 +72,23 @@ class WorldGame:
         self._under_way: dict[int, Action] = {}  # by seq, oldest first
         self._unsent: Action | None = None
         self._came: deque[float] = deque(maxlen=_RATE_WINDOW)
-        self._episode = session.episode_id
+        self._episode, self._begun = session.episode_id, False
         self.score = Score()
         self.newest: Shown | None = None
         self.over = False  # the world has ended; `begin` makes the next one
 
-    def tick(self, action: Action) -> Shown | None:
+    @property
+    def ready(self) -> bool:
+        """Whether an action would be sent now, alone, and to a world that has begun."""
+        return self._begun and not self.over and self._unsent is None and len(self._under_way) < self._most
+
+    def tick(self, action: Action | None) -> Shown | None:
         """Take what has come, then do something; return what is to be shown, if that is new.
 
         An action that cannot be sent now goes with the next one: what is held is the newer, motion is added up.
+
+        Args:
+            action: What is done; None: nothing, except that a world begins, with the action that does nothing.
 
         Raises:
             PlayserveError: The session is over, or a step failed.
@@ -88,11 +96,16 @@ class WorldGame:
         shown = self._take()
         if self.over:
             return shown
-        self._unsent = _joined(self._unsent, action)
+        if action is not None:
+            self._unsent = _joined(self._unsent, action)
+        elif self._unsent is None and not self._begun:
+            self._unsent = idle_action(self._session.spec.action)
+        if self._unsent is None:
+            return shown
         if len(self._under_way) >= self._most:
             self.score.waited += 1
             return shown
-        sent, self._unsent = self._unsent, None
+        sent, self._unsent, self._begun = self._unsent, None, True
         self._under_way[self._session.send_step({}, action=sent, episode_id=self._episode)] = sent
         return shown
 
@@ -101,7 +114,7 @@ class WorldGame:
         if self.score.steps:
             self.score.rewards.append(self.score.reward)
         self._episode = max(self._episode, self._session.episode_id) + 1
-        self._unsent, self.over = None, False
+        self._unsent, self._begun, self.over = None, False, False
         self.score.episode += 1
         self.score.steps, self.score.reward = 0, 0.0
 

@@ -149,6 +149,8 @@ class WorldWindow:
             wishes.quit |= down and event.key == pygame.K_F12
         elif (code := self._codes.get(event.scancode)) is not None:
             self.held.key(code, down=down)
+            if down:
+                self.held.type(code, _with_meta(event.unicode, meta=bool(event.mod & pygame.KMOD_ALT)))
 
     def _button(self, event: Any) -> None:
         down = event.type == self._pygame.MOUSEBUTTONDOWN
@@ -162,6 +164,11 @@ class WorldWindow:
             self._holding = on
             self._pygame.mouse.set_visible(not on)
             self._pygame.event.set_grab(on)  # hidden and held, the mouse is told by its motion alone
+
+
+def _with_meta(text: str, *, meta: bool) -> str:
+    """Return the character as a terminal sends it with Alt held: 128 above its own."""
+    return chr(ord(text) + 128) if meta and len(text) == 1 and ord(text) < 128 else text
 
 
 def _scancodes(pygame: Any) -> dict[int, str]:
