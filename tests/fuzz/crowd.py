@@ -21,7 +21,7 @@ import grpc
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
-from contract_kit.streams import observation, reason_of, status_of
+from contract_kit.streams import observation, reason_of, status_of, world_action
 
 from playserve.errors import REASONS
 from playserve.v1 import policy_service_pb2 as ps
@@ -121,6 +121,9 @@ class Crowd:
             step = ps.Step(seq=seq, episode_id=rng.choice([0, 0, 0, 1, 2]), ticks=rng.randrange(4),
                            inputs=rng.choice(self._steps[spec.name]), observe_only=rng.random() < 0.1,
                            budget_us=rng.choice([0, 0, 1, 50_000]))  # fmt: skip
+            if spec.kind == pb.POLICY_KIND_WORLD and rng.random() < 0.95:
+                fits = rng.random() < 0.9
+                step.action.CopyFrom(world_action(spec, seq) if fits else pb.Action(index=rng.choice([-1, 6, 1 << 30])))
             return ps.PlayRequest(step=step)
         if kind < 14:
             source = rng.choice([pb.ACTION_SOURCE_HUMAN, pb.ACTION_SOURCE_POLICY, pb.ACTION_SOURCE_NONE])

@@ -19,7 +19,7 @@ from playserve.v1.policy_service_pb2_grpc import PolicyServiceStub
 
 __all__ = ["run_beside_bystander"]
 
-_POLICIES = ("memory", "catch_up", "frames")
+_POLICIES = ("memory", "catch_up", "frames", "world", "world_desktop")
 _FLAGS = ("--slots", "32", "--max-batch", "4", "--fixed-batch", "--metrics-port", "0", "--detach-window-s", "1",
           "--idle-timeout-s", "20")  # fmt: skip
 _GAUGES = {

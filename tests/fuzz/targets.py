@@ -99,6 +99,7 @@ def _play_request(data: bytes) -> None:
             if kind == "step":
                 decoder = Decoder(policy.spec.inputs, frozenset(Codec), MAX_BYTES)
                 _check_inputs(decoder.decode_step(message.step.inputs), ())
+                convert.world_action(policy, message.step.action)  # what a step of a world brings beside its inputs
             elif kind == "executed":
                 convert.executed_action(policy, message.executed.action, message.executed.source)
             elif kind == "configure":
