@@ -1,11 +1,15 @@
+import io
+
 import numpy as np
 import pytest
+from rich.console import Console
 
 from playserve_trainer.laws.by_data import data_curves
 from playserve_trainer.laws.figures import figures_of
 from playserve_trainer.laws.fitting import FitOptions, fit_laws
 from playserve_trainer.laws.rows import by_data
 from playserve_trainer.laws.table import CellTable
+from playserve_trainer.laws.tables import print_fit
 
 _SIZES = {"6m": 6e6, "1m": 1e6}
 
@@ -64,3 +68,6 @@ def test_the_report_draws_and_lists_it():
     table = by_data(group["by_data"])
     assert table.header[-2:] == ("return +- se", "return where nothing was learnt +- se")
     assert table.rows[0] == ["1m", "1e+06", "500", "4.0", "3.9000", "5.5 +- 0.5", "2 +- 0"]
+    console = Console(width=200, record=True, file=io.StringIO())
+    print_fit(console, found)
+    assert "24 cells, 0 held out; laws over compute see the 12 that learn from all the data" in console.export_text()

@@ -19,7 +19,8 @@ def print_fit(console: Console, found: Mapping[str, Any]) -> None:
     """Print everything but the forecasts' details."""
     for group in found["groups"]:
         name = rows.group_name(group)
-        console.print(f"\n[bold]{name}[/bold]: {group['cells']} cells, {group['held_out_cells']} held out")
+        counted = f"{group['cells']} cells, {group['held_out_cells']} held out{rows.whole_data(group)}"
+        console.print(f"\n[bold]{name}[/bold]: {counted}")
         _print(console, rows.laws(group))
         for line in (*rows.notes(group), *rows.refusals(group)):
             console.print(f"- {line}", markup=False)
