@@ -42,7 +42,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--engine", choices=["torch", "triton"], help="who computes batches: this process, or Triton (default torch)")
     add("--triton-url", metavar="HOST:PORT", help="Triton's gRPC; its repository is one of `playserve triton export`")
     add("--triton-front", type=int, metavar="I", help="number of this front of that Triton, from 0 (default 0)")
-    add("--device", help="torch device (default cpu)")
+    add("--device", help='torch device, or "auto": cuda where there is one (default cpu)')
     add("--threads", type=int, help="threads of one computation on a CPU (default 1)")
     add("--precision", choices=["float32", "bfloat16"], help="of the computation (default float32)")
     add("--slots", type=int, help="most sessions of each state layout (default 256); fewer where memory is short")
@@ -140,6 +140,7 @@ def run(args: argparse.Namespace) -> int:
     from playserve_services.inference.logs import configure_logs
     from playserve_services.inference.settings import ServeSettings
     from playserve_services.validation import in_words
+    from playserve_trainer.train.compute import resolve_device
 
     skipped = {"command", "run", "policy_factories"}
     given = {key: value for key, value in vars(args).items() if key not in skipped and value is not None}
@@ -147,6 +148,7 @@ def run(args: argparse.Namespace) -> int:
         settings = ServeSettings(**given)
     except ValidationError as error:
         raise BadSettingError(in_words(error.errors(), whole="settings")) from error
+    settings = settings.model_copy(update={"device": str(resolve_device(settings.device))})
     factories = dict(_factory(text) for text in args.policy_factories)
     if not settings.store and not factories:
         raise BadSettingError("nothing to serve: give --store or --policy")

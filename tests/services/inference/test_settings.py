@@ -7,6 +7,7 @@ import argparse
 import pytest
 from pydantic import ValidationError
 
+from playserve.errors import BadSettingError
 from playserve_services.commands import serve
 from playserve_services.inference.settings import ServeSettings
 
@@ -42,3 +43,9 @@ def test_cuda_graphs_need_a_cuda_device() -> None:
 def test_every_flag_is_a_setting() -> None:
     flags = set(vars(parsed())) - {"policy_factories"}
     assert flags == set(ServeSettings.model_fields)
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:99"])
+def test_a_device_that_is_not_there_is_said_before_anything_is_loaded(device: str) -> None:
+    with pytest.raises(BadSettingError, match=device.partition(":")[0]):
+        serve.run(argparse.Namespace(device=device, policy_factories=["a=nowhere:b"]))

@@ -12,9 +12,9 @@ from playserve_trainer.grid.tables import parse, to_json
 
 _TIERS = ("smoke", "laptop", "gpu", "cluster")
 _STUDIES = ["atari-isoflop", "bc-token-vs-cnn", "char-mechanism", "doom-data", "doom-decoder", "doom-inverse",
-            "nethack-data", "wm-tokens"]  # fmt: skip
+            "nethack-data", "wm-parallel", "wm-tokens"]  # fmt: skip
 # Nobody plays characters, and a world is judged by what it shows.
-_WITHOUT_RETURNS = {"char-mechanism", "wm-tokens"}
+_WITHOUT_RETURNS = {"char-mechanism", "wm-parallel", "wm-tokens"}
 
 
 @pytest.mark.parametrize("tier", _TIERS)
