@@ -25,8 +25,8 @@ __all__ = ["DEFAULTS", "MODEL_FLAGS", "OPTION_FLAGS", "SUMMARY", "TASK_FLAG", "c
 SUMMARY = "a VQ-VAE that makes tokens of frames, on recordings of one game"
 TASK_FLAG = "game"
 MODEL_FLAGS: tuple[str, ...] = (
-    "tokens", "codes", "code_width", "filters", "decoder_filters", "adversarial", "adversarial_after", "perceptual",
-    "perceptual_net",
+    "tokens", "codes", "code_width", "filters", "decoder_filters", "missed", "adversarial", "adversarial_after",
+    "perceptual", "perceptual_net",
 )  # fmt: skip
 OPTION_FLAGS: tuple[str, ...] = ("size", "every", "cache")
 

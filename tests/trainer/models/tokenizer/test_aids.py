@@ -148,6 +148,27 @@ def test_lpips_is_torchmetrics_own(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _gradients(aided, _loss(aided, frames)).keys() == dict(plain.named_parameters()).keys()
 
 
+def test_a_small_thing_that_is_missed_weighs_much() -> None:
+    """Two pixels that are far off, or a hundred times as many that are as much off together."""
+    still = {"dead_below": 0.0, "decay": 1 - 1e-12}
+    with_it, without = (
+        _put(tiny_tokenizer(missed=1.0, **still)).train(),
+        _put(tiny_tokenizer(missed=0.0, **still)).train(),
+    )
+    labels = torch.zeros(1, 1, 256, dtype=torch.int16)
+    few, many = torch.zeros(1, 1, 256), torch.full((1, 1, 256), 127.5 / 128**0.5)
+    few[..., :2] = 127.5
+    nothing = torch.zeros(1, 1, 1), torch.zeros(1, 1, 4, dtype=torch.int64)
+    counts = LabelCounts.of(labels)
+    plain = [float(without.loss((made, *nothing), labels, counts)) for made in (few, many)]
+    assert plain[0] == pytest.approx(plain[1]) == pytest.approx(2 / 256)
+    more = [float(with_it.loss((made, *nothing), labels, counts)) - plain[0] for made in (few, many)]
+    assert more[0] == pytest.approx((2 / 256) ** 0.5, rel=1e-2)
+    assert more[1] == pytest.approx(1 / 128, rel=1e-2)
+    with_it.eval()
+    assert float(with_it.loss((few, *nothing), labels, counts)) == pytest.approx(plain[0])
+
+
 def test_what_cannot_be_had_is_said() -> None:
     try:
         import torchvision  # noqa: F401
@@ -155,6 +176,12 @@ def test_what_cannot_be_had_is_said() -> None:
         aided, _ = _pair(perceptual=1.0)
         with pytest.raises(BadSettingError, match="torchvision"):
             _loss(aided, _frames())
-    for wrong in ({"adversarial": -1.0}, {"perceptual": -0.1}, {"perceptual_net": "resnet"}, {"adversary_filters": 0}):
+    for wrong in (
+        {"missed": -1.0},
+        {"adversarial": -1.0},
+        {"perceptual": -0.1},
+        {"perceptual_net": "resnet"},
+        {"adversary_filters": 0},
+    ):
         with pytest.raises(BadSettingError):
             tiny_tokenizer(**wrong)

@@ -30,6 +30,8 @@ class TokenizerConfig:
         decay: Of the codes' moving averages, a batch.
         dead_below: See :class:`playserve_trainer.models.tokenizer.codebook.Codebook`.
         commitment: Weight of the commitment loss.
+        missed: Weight of the root of a frame's mean fourth power of the error, in which a small thing that is missed
+            weighs as much as all that is a little off; 0: not looked at.
         adversarial: Weight of the loss of not passing for real (see :mod:`.aids`); 0: there is no adversary.
         adversarial_after: Training passes before the adversary's verdict counts; it learns from the first.
         adversary_filters: Channels of the adversary's first convolution.
@@ -50,6 +52,7 @@ class TokenizerConfig:
     decay: float = 0.95
     dead_below: float = 0.05
     commitment: float = 0.25
+    missed: float = 0.3
     adversarial: float = 0.0
     adversarial_after: int = 0
     adversary_filters: int = 32
@@ -66,16 +69,11 @@ class TokenizerConfig:
             raise BadSettingError(f"tokenizer: channels is 1 (grey) or 3 (RGB), not {self.channels}")
         if not 2 <= self.codes <= _MAX_CODES:
             raise BadSettingError(f"tokenizer: codes is 2 to {_MAX_CODES}, not {self.codes}")
-        if not 0.0 < self.decay < 1.0 or self.dead_below < 0.0 or self.commitment < 0.0:
-            raise BadSettingError(
-                f"tokenizer: decay is between 0 and 1, dead_below and commitment at least 0, not {self.decay}, "
-                f"{self.dead_below}, {self.commitment}"
-            )
-        if min(self.adversarial, self.adversarial_after, self.perceptual) < 0.0:
-            raise BadSettingError(
-                f"tokenizer: adversarial, adversarial_after and perceptual are at least 0, not {self.adversarial}, "
-                f"{self.adversarial_after}, {self.perceptual}"
-            )
+        if not 0.0 < self.decay < 1.0:
+            raise BadSettingError(f"tokenizer: decay is between 0 and 1, not {self.decay}")
+        for name in ("dead_below", "commitment", "missed", "adversarial", "adversarial_after", "perceptual"):
+            if getattr(self, name) < 0:
+                raise BadSettingError(f"tokenizer: {name} is at least 0, not {getattr(self, name)}")
         if self.perceptual_net not in PERCEPTUAL_NETS:
             raise BadSettingError(
                 f"tokenizer: perceptual_net is one of {', '.join(PERCEPTUAL_NETS)}, not {self.perceptual_net!r}"

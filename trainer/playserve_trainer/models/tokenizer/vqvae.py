@@ -2,8 +2,10 @@
 
 Pixels are standardised by the mean and the spread of each place over the data, and what training makes small is the
 squared error in that measure: a ball of two pixels, which is seldom at any one place, weighs as much there as a wall
-that comes and goes. The commitment loss holds the encoder to the codes; the codes follow by moving averages
-(:mod:`.codebook`). After van den Oord et al. (1711.00937) and Razavi et al. (1906.00446).
+that comes and goes. It is one thing among many nevertheless, and learnt last; a root of mean fourth powers beside it
+makes a thing that is missed as heavy as everything that is a little off. The commitment loss holds the encoder to the
+codes; the codes follow by moving averages (:mod:`.codebook`). After van den Oord et al. (1711.00937) and Razavi et al.
+(1906.00446).
 
 Shape legend: B rows, T steps, M frames, K tokens of a frame, V codes, D width of a code, H, W, C of a frame,
 P = H * W * C pixels.
@@ -33,7 +35,16 @@ class VQTokenizer(Tokenizer):
     """Encoder, codebook, decoder; see the module's docstring."""
 
     training_only = frozenset(
-        ("adversarial", "adversarial_after", "adversary_filters", "perceptual", "perceptual_net", "adversary", "passes")
+        (
+            "missed",
+            "adversarial",
+            "adversarial_after",
+            "adversary_filters",
+            "perceptual",
+            "perceptual_net",
+            "adversary",
+            "passes",
+        )
     )
     mean: Tensor
     spread: Tensor
@@ -100,6 +111,8 @@ class VQTokenizer(Tokenizer):
     def loss(self, logits: Sequence[Tensor], labels_BTH: Tensor, counts: LabelCounts) -> Tensor:
         """Return the mean squared error of a pixel in spreads of its place, and the other losses, weighted.
 
+        What is missed is asked of training alone: held-out losses are squared errors.
+
         Args:
             logits: As :meth:`forward` gave them.
             labels_BTH: The frames' pixels [B, T, P], IGNORED_LABEL throughout where there is no frame.
@@ -108,8 +121,12 @@ class VQTokenizer(Tokenizer):
         pixels_BTP, commitment_BT1 = logits[0], logits[1]
         known_BTP = labels_BTH != IGNORED_LABEL
         error_BTP = (pixels_BTP.float() - labels_BTH.float()) / self.spread.flatten()
-        squared = (error_BTP.square() * known_BTP).sum() / counts.labels_H.sum().clamp(min=1)
+        squared_BTP = error_BTP.square() * known_BTP
+        squared = squared_BTP.sum() / counts.labels_H.sum().clamp(min=1)
         beside_BT1 = self.config.commitment * commitment_BT1
+        if self.config.missed and self.training:
+            fourth_BT1 = squared_BTP.square().mean(-1, keepdim=True)
+            beside_BT1 = beside_BT1 + self.config.missed * (fourth_BT1 + 1e-8).sqrt()
         if len(logits) > 3:
             beside_BT1 = beside_BT1 + logits[3]
         return squared + (beside_BT1 * known_BTP[..., :1]).sum() / counts.labels_H[0].clamp(min=1)
