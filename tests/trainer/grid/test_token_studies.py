@@ -99,3 +99,8 @@ def test_agents_are_compared_on_the_same_held_out_frames(cells: dict[str, Cell])
 def test_the_laws_read_the_cells_with_d_in_frames(grid: Path, cells: dict[str, Cell]) -> None:
     table = read_cells(grid)
     assert set(table.numbers["samples"].tolist()) >= {float(cell.samples) for cell in cells.values()}
+
+
+def test_only_variants_of_the_same_labels_can_be_paired(grid: Path) -> None:
+    digests = {cell.variant: cell.held_out_digest for cell in map(read_cell, (grid / "cells").glob("*.json"))}
+    assert digests["token"] == digests["cnn"] != digests["world"]

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -32,6 +34,13 @@ def test_a_difference_far_below_the_spread_of_episodes_is_seen():
 def test_equal_variants_show_no_difference():
     shown = sum(compare(cells(0.0, seed=seed), "a", "b").verdict != "no difference is shown" for seed in range(10))
     assert shown <= 3
+
+
+def test_what_was_evaluated_on_something_else_is_no_pair():
+    table = cells(0.1)
+    words = {**table.words, "held_out_digest": [f"of {variant}" for variant in table.words["variant"]]}
+    with pytest.raises(TooFewCellsError, match="held-out labels"):
+        compare(dataclasses.replace(table, words=words), "a", "b")
 
 
 def test_variants_that_share_no_cell_are_refused():

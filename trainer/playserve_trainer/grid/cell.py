@@ -60,7 +60,8 @@ class Cell:
         batch_size: Rows of a step.
         schedule: Of the learning rate.
         data_digest: Of what was learnt from.
-        held_out_digest: Which episodes, which samples: two cells with the same one can be compared in pairs.
+        held_out_digest: Which episodes, which samples, how many choices a label has: only two cells with the same one
+            can be compared in pairs.
         code_version: Of the code.
         created_at: UTC, ISO 8601.
         checkpoint: {"store", "name", "version"}.

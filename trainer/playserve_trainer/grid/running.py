@@ -255,9 +255,9 @@ class _AtWork:
         }  # fmt: skip
 
     def _held_out_digest(self, point: Point) -> str:
-        """Return the digest of which episodes, and which samples of them, a point was evaluated on."""
-        cut = dataclasses.asdict(self.plan.study.evaluation)
-        what = [point.clusters["ids"], point.clusters["labels"], *self.held_out, cut]
+        """Return the digest of what a point was evaluated on: episodes, samples of them, and choices of each label."""
+        cut, choices = dataclasses.asdict(self.plan.study.evaluation), list(self.trainer.policy.heads())
+        what = [point.clusters["ids"], point.clusters["labels"], *self.held_out, cut, choices]
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
     def _leave(self, cell: PlannedCell, point: Point, name: str, stop: str) -> None:

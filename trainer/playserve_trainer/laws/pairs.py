@@ -1,7 +1,8 @@
 """Which of two variants is better: by the difference within pairs of cells, never by whether intervals overlap.
 
-A pair is two cells of one task that agree in size dial, budget and seed. Its difference is taken on the same held-out
-episodes, which are drawn anew for both together; pairs of one seed stay together.
+A pair is two cells of one task that agree in size dial, budget and seed, and in what they were evaluated on: nats of
+one of four classes are not those of one of 73. Its difference is taken on the same held-out episodes, which are drawn
+anew for both together; pairs of one seed stay together.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def compare(table: CellTable, first: str, second: str, *, seed: int = 0, resampl
     """
     rows = _pairs(table, first, second)
     if not rows:
-        raise TooFewCellsError(f"{first!r} and {second!r} share no size, budget and seed")
+        raise TooFewCellsError(f"{first!r} and {second!r} share no size, budget, seed and held-out labels")
     left, right = (np.array([pair[side] for pair in rows]) for side in (0, 1))
     seeds = table.numbers["seed"][left]
     rng = np.random.default_rng(seed)
@@ -83,8 +84,9 @@ def _pairs(table: CellTable, first: str, second: str) -> Sequence[tuple[int, int
     for row, variant in enumerate(table.words["variant"]):
         if variant in found:
             numbers = table.numbers
-            key = (table.words["task"][row], table.words["size"][row], float(numbers["budget"][row]),
-                   float(numbers["seed"][row]), float(np.nan_to_num(numbers["unique"][row])))  # fmt: skip
+            words = tuple(table.words[name][row] for name in ("task", "size", "held_out_digest"))
+            parts = (numbers["budget"][row], numbers["seed"][row], np.nan_to_num(numbers["unique"][row]))
+            key = (*words, *map(float, parts))
             found[variant][key] = row
     return [(row, found[second][key]) for key, row in found[first].items() if key in found[second]]
 

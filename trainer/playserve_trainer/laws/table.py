@@ -29,7 +29,7 @@ NUMBERS = (
 )  # fmt: skip
 
 #: Columns of words; "" where nothing is said.
-WORDS = ("cell", "run", "study", "family", "task", "variant", "size")
+WORDS = ("cell", "run", "study", "family", "task", "variant", "size", "held_out_digest")
 
 #: Other names of the columns, in small letters.
 ALIASES: Mapping[str, str] = {
