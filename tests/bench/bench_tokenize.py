@@ -39,6 +39,7 @@ from playserve_trainer.data.tokens.cache import write_cache
 from playserve_trainer.data.tokens.filling import tokenise
 from playserve_trainer.data.tokens.games import GameSource
 from playserve_trainer.data.tokens.sources import open_games
+from playserve_trainer.models.device import resolve_device
 from playserve_trainer.models.tokenizer import (
     NetHackTokenizer,
     NetHackTokenizerConfig,
@@ -46,7 +47,7 @@ from playserve_trainer.models.tokenizer import (
     TokenizerConfig,
     VQTokenizer,
 )
-from playserve_trainer.train.compute import resolve_device, set_threads
+from playserve_trainer.train.compute import set_threads
 
 #: Least share of the decoder's frames/s.
 GOAL = 0.8

@@ -140,7 +140,7 @@ def run(args: argparse.Namespace) -> int:
     from playserve_services.inference.logs import configure_logs
     from playserve_services.inference.settings import ServeSettings
     from playserve_services.validation import in_words
-    from playserve_trainer.train.compute import resolve_device
+    from playserve_trainer.models.device import resolve_device
 
     skipped = {"command", "run", "policy_factories"}
     given = {key: value for key, value in vars(args).items() if key not in skipped and value is not None}

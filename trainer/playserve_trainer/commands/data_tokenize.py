@@ -71,8 +71,8 @@ def run(args: argparse.Namespace) -> int:
 def _tokenizer(args: argparse.Namespace) -> Tokenizer | None:
     """Return the tokenizer that is asked for, on its device; NetHack's is made here where none is named."""
     from playserve_trainer import checkpoint
+    from playserve_trainer.models.device import resolve_device
     from playserve_trainer.models.tokenizer import NetHackTokenizer, NetHackTokenizerConfig, Tokenizer
-    from playserve_trainer.train.compute import resolve_device
 
     if args.tokenizer is None:
         if args.game == _NETHACK:

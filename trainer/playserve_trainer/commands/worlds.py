@@ -136,7 +136,7 @@ def _settings(args: argparse.Namespace) -> JudgeSettings:
 
 def _grid(args: argparse.Namespace) -> int:
     from playserve_trainer.grid.folder import GridFolder
-    from playserve_trainer.train.compute import resolve_device
+    from playserve_trainer.models.device import resolve_device
     from playserve_trainer.train.progress import ProgressBar
     from playserve_trainer.worlds.cells import judge_cells
 
@@ -174,7 +174,7 @@ def _probe(args: argparse.Namespace) -> int:
     from playserve.files import write_json
     from playserve_trainer.data.tokens.cache import load_tokenizer, open_cache
     from playserve_trainer.data.tokens.frames import kept_frames
-    from playserve_trainer.train.compute import resolve_device
+    from playserve_trainer.models.device import resolve_device
     from playserve_trainer.worlds.features import TokenizerFeatures
     from playserve_trainer.worlds.probes import kept_probes
     from playserve_trainer.worlds.report import probes_as_json
@@ -211,8 +211,8 @@ def _rank(args: argparse.Namespace) -> int:
 @contextmanager
 def _subject(args: argparse.Namespace) -> Iterator[Subject]:
     """Yield the world and the cache that are named."""
+    from playserve_trainer.models.device import resolve_device
     from playserve_trainer.store import CheckpointStore
-    from playserve_trainer.train.compute import resolve_device
     from playserve_trainer.worlds.subject import open_subject
 
     device = str(resolve_device(args.device))

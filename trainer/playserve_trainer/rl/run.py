@@ -14,6 +14,7 @@ from playserve.errors import BadSettingError
 from playserve.files import write_json
 from playserve_client import PolicyClient
 from playserve_trainer.flops import CONVENTION
+from playserve_trainer.models.device import resolve_device
 from playserve_trainer.processes import serve
 from playserve_trainer.rl.actors import ActorSettings
 from playserve_trainer.rl.config import RLConfig
@@ -24,7 +25,7 @@ from playserve_trainer.rl.learner import Learner
 from playserve_trainer.rl.pool import ActorPool
 from playserve_trainer.rl.publishing import Publisher, write_policy
 from playserve_trainer.rl.unrolls import Unroll
-from playserve_trainer.train.compute import resolve_device, set_threads
+from playserve_trainer.train.compute import set_threads
 from playserve_trainer.train.finish import CHECKPOINT_NAME, SUMMARY_NAME, publish
 from playserve_trainer.train.state import TrainState, capture, read_state, restore, write_state
 

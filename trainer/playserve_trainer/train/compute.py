@@ -1,4 +1,4 @@
-"""Where and in what precision a run computes: device, threads, autocast."""
+"""How a run computes: precision, threads, autocast."""
 
 from __future__ import annotations
 
@@ -7,22 +7,7 @@ import os
 
 import torch
 
-from playserve.errors import BadSettingError
-
-__all__ = ["has_fast_bf16", "resolve_device", "resolve_precision", "set_threads", "synchronize"]
-
-
-def resolve_device(name: str) -> torch.device:
-    """Return the torch device of a setting; "auto" is cuda where there is one, else cpu."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise BadSettingError(f"device {name!r} is none that torch knows") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise BadSettingError(f"device is {name!r}, but torch sees no CUDA device")
-    return device
+__all__ = ["has_fast_bf16", "resolve_precision", "set_threads", "synchronize"]
 
 
 def has_fast_bf16(device: torch.device) -> bool:

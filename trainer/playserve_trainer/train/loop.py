@@ -19,9 +19,10 @@ from playserve.errors import BadSettingError
 from playserve_trainer.data.batches import Batch, BatchSource
 from playserve_trainer.data.prefetch import Prefetcher
 from playserve_trainer.flops import count_flops, flops_6nd
+from playserve_trainer.models.device import resolve_device
 from playserve_trainer.models.policy import LabelCounts, Policy
 from playserve_trainer.train.by_episode import EpisodeLosses
-from playserve_trainer.train.compute import resolve_device, resolve_precision, set_threads, synchronize
+from playserve_trainer.train.compute import resolve_precision, set_threads, synchronize
 from playserve_trainer.train.config import TrainConfig
 from playserve_trainer.train.ema import MovingAverage
 from playserve_trainer.train.errors import DataChangedError, TrainingDivergedError
