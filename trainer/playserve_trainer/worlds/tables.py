@@ -131,7 +131,7 @@ def print_ranks(console: Console, found: Mapping[str, Any]) -> None:
     """Print both returns of each agent, and how well one ranks the other."""
     table = Table(title=f"{found['real']['title']} and {found['imagined']['title']}", title_justify="left")
     for name in ("agent", "version", "real return", "episodes", "imagined return", "episodes", "rank", "imagined"):
-        table.add_column(name, justify="left" if name in ("agent", "version") else "right")
+        table.add_column(name, justify="left" if name in ("agent", "version") else "right", overflow="fold")
     for agent in found["agents"]:
         of = (agent["real"], agent["imagined"])
         cells = [text for part in of for text in (_with_error(part), str(part["episodes"]))]
