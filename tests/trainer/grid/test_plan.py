@@ -25,6 +25,9 @@ def _measure(task: str, variant: str, size: Size) -> SizeFacts:
     )  # fmt: skip
 
 
+_CENTRED = Variant(centre=Centre(n0=1e3, c0=1e10, exponent=0.3))
+
+
 @st.composite
 def _studies(draw: st.DrawFn) -> Study:
     budgets = sorted(draw(st.sets(st.integers(7, 14), min_size=1, max_size=5)))
@@ -43,7 +46,7 @@ def _studies(draw: st.DrawFn) -> Study:
         centre=Centre(n0=draw(st.floats(1e2, 1e5)), c0=1e10, exponent=draw(st.floats(0.2, 0.9))),
         seeds=tuple(draw(st.lists(st.integers(1, 3), min_size=len(budgets), max_size=len(budgets)))),
         unique=draw(st.sampled_from([(1.0,), (0.25, 1.0)])),
-        variants={"base": Variant(), "wide": Variant()} if draw(st.booleans()) else {"base": Variant()},
+        variants={"base": Variant(), **draw(st.sampled_from([{}, {"wide": Variant()}, {"small": _CENTRED}]))},
         tuning=Tuning(candidates=(1e-3, 2e-3), share=0.1) if draw(st.booleans()) else Tuning(),
     )
 
@@ -56,26 +59,27 @@ def test_every_budget_has_its_window_and_runs_cover_exactly_the_cells(study: Stu
     assert len(cells) == len(set(cells)) == len(set(plan.cells))
     order = sorted(study.size.listed(), key=int)
     wanted = set()
-    starts = []
-    assert study.centre is not None
-    for number, budget in enumerate((*study.budgets, *study.hold_out)):
-        held_out = budget in study.hold_out
-        seeds = study.hold_out_seeds if held_out else study.seeds[number]
-        window = (study.hold_out_window or study.window) if held_out else study.window
-        size = min(window, len(order)) or len(order)
-        found = sorted({c[2] for c in cells if c[4] == round(budget)}, key=order.index)
-        start = order.index(found[0])
-        assert found == order[start : start + size]  # neighbours, as many as the window has
-        off = [_off(order[i : i + size], study.centre.params(budget)) for i in range(len(order) - size + 1)]
-        assert off[start] == min(off)  # and none lie nearer to the centre
-        if not held_out:
-            starts.append(start)
-        wanted |= {
-            (task, variant, s, unique, round(budget), seed)
-            for task in study.tasks for variant in study.variants for s in found for unique in study.unique
-            for seed in range(seeds)
-        }  # fmt: skip
-    assert starts == sorted(starts)  # re-centred: more compute, larger sizes
+    for variant, settings in study.variants.items():
+        starts = []
+        for number, budget in enumerate((*study.budgets, *study.hold_out)):
+            held_out = budget in study.hold_out
+            seeds = study.hold_out_seeds if held_out else study.seeds[number]
+            window = (study.hold_out_window or study.window) if held_out else study.window
+            size = min(window, len(order)) or len(order)
+            found = sorted({c[2] for c in cells if c[1] == variant and c[4] == round(budget)}, key=order.index)
+            start = order.index(found[0])
+            assert found == order[start : start + size]  # neighbours, as many as the window has
+            centre = settings.centre or study.centre
+            assert centre is not None
+            off = [_off(order[i : i + size], centre.params(budget), variant) for i in range(len(order) - size + 1)]
+            assert off[start] == min(off)  # and none lie nearer to the centre
+            if not held_out:
+                starts.append(start)
+            wanted |= {
+                (task, variant, s, unique, round(budget), seed)
+                for task in study.tasks for s in found for unique in study.unique for seed in range(seeds)
+            }  # fmt: skip
+        assert starts == sorted(starts)  # re-centred: more compute, larger sizes
     assert set(cells) == wanted
     for run in train:
         budgets = [cell.budget for cell in run.cells]
@@ -92,8 +96,9 @@ def test_every_budget_has_its_window_and_runs_cover_exactly_the_cells(study: Stu
     assert parse(Plan, json.loads(json.dumps(to_json(plan))), "plan") == plan
 
 
-def _off(sizes: list[Size], centre: float) -> float:
-    logs = [math.log(_measure("a", "base", size).params) for size in sizes]
+def _off(sizes: list[Size], centre: float, variant: str) -> float:
+    base = variant if variant == "small" else "base"  # the one with a centre of its own
+    logs = [math.log(_measure("a", base, size).params) for size in sizes]
     return abs(sum(logs) / len(logs) - math.log(centre))
 
 

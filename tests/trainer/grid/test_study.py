@@ -63,6 +63,7 @@ def test_a_tier_is_laid_over_the_rest(toy_study: Path) -> None:
         ("unique = [0.0]\n", "shares above 0"),
         ('stop = { rule = "tomorrow" }\n', "stop.rule is one of budget, held-out, not 'tomorrow'"),
         ('stop = { rule = "held-out" }\nhold_out = [9e9]\n', "one budget"),
+        ("[variants.a]\nsizes = [1]\ncentre = { n0 = 1, c0 = 1, exponent = 1 }\n", "variant a has sizes, and a centre"),
         ("centre = { n0 = 1.0, c0 = 1.0 }\n", r"centre: unknown \[\], missing \['exponent'\]"),
         ("evaluation = { samples = 1.5 }\n", "evaluation.samples is int, not 1.5"),
     ],

@@ -1,7 +1,8 @@
 """From a study to runs, by these rules.
 
 * **Sizes at a budget C**: of the dial's values, the `window` neighbours whose mean log N is nearest to log N_c(C); N_c
-  is the study's centre. They are chosen by the N of the first variant: variants are compared at equal sizes.
+  is the study's centre. They are chosen by the N of the first variant, so that variants are compared at equal sizes;
+  a variant with a centre of its own has its own windows, so that its best size can be inside of them.
 * **Runs**: one run for (task, variant, size, unique data, seed), at a constant learning rate, crosses every budget at
   which its size is chosen and its seed is below the budget's number of seeds. Each crossing is a cell.
 * **Batch**: the study's, halved until the smallest budget of the size takes `batch.steps_at_least` steps, but not below
@@ -204,8 +205,8 @@ def make_plan(study: Study, measure: Measure, *, data: str = "", created_at: str
     tune: dict[str, Run] = {}
     train: list[Run] = []
     for task in study.tasks:
-        chosen = _sizes_by_budget(study, measure, task)
         for name, variant in study.variants.items():
+            chosen = _sizes_by_budget(study, measure, task, name)
             for size, budgets in _budgets_by_size(study, variant, chosen).items():
                 _add_runs(study, measure(task, name, size), (task, name, size), budgets, tune, train)
     tasks = {task: number for number, task in enumerate(study.tasks)}
@@ -218,18 +219,20 @@ def make_plan(study: Study, measure: Measure, *, data: str = "", created_at: str
     )
 
 
-def _sizes_by_budget(study: Study, measure: Measure, task: str) -> dict[float, tuple[Size, ...]]:
-    """Return the sizes at each budget, hold-outs included."""
-    first = next(iter(study.variants))
-    params = {size: measure(task, first, size).params for size in study.size.listed()}
+def _sizes_by_budget(study: Study, measure: Measure, task: str, name: str) -> dict[float, tuple[Size, ...]]:
+    """Return the sizes of a variant at each budget, hold-outs included: its own window's, or the first variant's."""
+    centre = study.variants[name].centre
+    base = name if centre else next(iter(study.variants))
+    centre = centre or study.centre
+    params = {size: measure(task, base, size).params for size in study.size.listed()}
     order = sorted(params, key=lambda size: params[size])
     found = {}
     for budget in (*study.budgets, *study.hold_out):
         window = study.window
         if budget in study.hold_out:
             window = study.hold_out_window or study.window
-        centre = study.centre.params(budget) if study.centre else 1.0
-        found[budget] = tuple(order[i] for i in window_of([params[size] for size in order], centre, window))
+        middle = centre.params(budget) if centre else 1.0
+        found[budget] = tuple(order[i] for i in window_of([params[size] for size in order], middle, window))
     return found
 
 

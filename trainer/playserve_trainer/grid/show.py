@@ -52,26 +52,37 @@ def print_plan(console: Console, plan: Plan, workers: int) -> None:
 
 def _budgets(plan: Plan) -> Table:
     study, first = plan.study, next(iter(plan.study.variants))
+    shown = [name for name, variant in study.variants.items() if name == first or variant.centre]
     table = Table(title="sizes at each budget (first variant)", box=None, title_justify="left")
+    if len(shown) > 1:
+        table.title = "sizes at each budget (first variant, and those with a centre of their own)"
+        table.add_column("variant")
     for title in ("task", "budget", "sizes", "N", "N_c", "seeds"):
         table.add_column(title, justify="left" if title in ("task", "sizes", "N") else "right")
-    for task in study.tasks:
-        for budget in (*study.budgets, *study.hold_out):
-            runs = [
-                run
-                for run in plan.runs
-                if (run.task, run.variant) == (task, first) and budget in [cell.budget for cell in run.cells]
-            ]
-            sizes = {run.size: run.params for run in sorted(runs, key=lambda run: run.params)}
-            table.add_row(
-                task,
-                f"{budget:.3g}" + (" hold-out" if budget in study.hold_out else ""),
-                " ".join(map(str, sizes)),
-                " ".join(f"{n:.3g}" for n in sizes.values()),
-                f"{study.centre.params(budget):.3g}" if study.centre else "-",
-                str(len({run.seed for run in runs})),
-            )
+    for name in shown:
+        for task in study.tasks:
+            for budget in (*study.budgets, *study.hold_out):
+                table.add_row(*([name] if len(shown) > 1 else []), *_window(plan, name, task, budget))
     return table
+
+
+def _window(plan: Plan, variant: str, task: str, budget: float) -> Sequence[str]:
+    study = plan.study
+    runs = [
+        run
+        for run in plan.runs
+        if (run.task, run.variant) == (task, variant) and budget in [cell.budget for cell in run.cells]
+    ]
+    sizes = {run.size: run.params for run in sorted(runs, key=lambda run: run.params)}
+    centre = study.variants[variant].centre or study.centre
+    return (
+        task,
+        f"{budget:.3g}" + (" hold-out" if budget in study.hold_out else ""),
+        " ".join(map(str, sizes)),
+        " ".join(f"{n:.3g}" for n in sizes.values()),
+        f"{centre.params(budget):.3g}" if centre else "-",
+        str(len({run.seed for run in runs})),
+    )
 
 
 def _runs(plan: Plan) -> Table:

@@ -205,6 +205,7 @@ class Variant:
         training: Training settings; with `lr` nothing is tuned. "{data}" in a text stands for the study's folder of
             data, beside which its commands may have left checkpoints to begin from.
         sizes: Values of the dial at every budget, instead of a window.
+        centre: Where its own windows lie; without one they are those of the study.
         budgets: Those of the study's that it has.
         seeds: Number of seeds at each of its budgets.
         unique: Shares of the data.
@@ -217,6 +218,7 @@ class Variant:
     options: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     sizes: tuple[Size, ...] = ()
+    centre: Centre | None = None
     budgets: tuple[float, ...] = ()
     seeds: tuple[int, ...] = ()
     unique: tuple[float, ...] = ()
@@ -242,7 +244,7 @@ class Study:
         seeds: Number of seeds at each budget, one number for all or one for each.
         hold_out_seeds: Number of seeds at hold-out budgets.
         unique: Shares of the data to learn from.
-        variants: By name; the first one's sizes decide the windows of all.
+        variants: By name; the first one's sizes decide the windows of all that have no centre of their own.
         training: Training settings of all runs.
         batch: The batch rule.
         tuning: Of the learning rate.
@@ -300,6 +302,8 @@ class Study:
         for name, variant in self.variants.items():
             if strange := sorted(set(variant.budgets) - set(self.budgets)):
                 raise BadSettingError(f"{where}: variant {name} has budgets {strange}, which are none of the study's")
+            if variant.centre and variant.sizes:
+                raise BadSettingError(f"{where}: variant {name} has sizes, and a centre of windows: give one of them")
 
     def family_of(self, variant: str) -> str:
         """Return the model family of a variant."""
