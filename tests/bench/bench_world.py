@@ -5,6 +5,7 @@ of random weights, since what a step costs does not hang on them. Each is played
 that sends an action when the frame before has come; then by several at once, which the server batches.
 
     python tests/bench/bench_world.py --out runs/bench/world.json
+    python tests/bench/bench_world.py --operators      # what a GPU would have to launch for a frame; nothing is timed
 """
 
 from __future__ import annotations
@@ -22,14 +23,16 @@ from harness import machine, report_console, write_json
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from playserve.settings import Pace
 from playserve.specs import DiscreteActionSpec
 from playserve_client.client import PolicyClient
 from playserve_client.session import Session
+from playserve_services.inference.sampling import BatchSampler
 from playserve_trainer import checkpoint
 from playserve_trainer.checkpoint import Manifest
-from playserve_trainer.models.policy import Policy
+from playserve_trainer.models.policy import Memory, Policy
 from playserve_trainer.models.registry import build
 from playserve_trainer.models.tokenizer.actions import action_spec_to_json
 from playserve_trainer.processes import serve
@@ -41,6 +44,8 @@ GOAL_HZ = 10.0
 _WAYS = ((16, 1), (36, 1), (36, 6), (36, 36), (64, 1), (64, 8), (64, 64), (100, 1), (256, 1), (256, 16), (256, 256))
 #: Of which one is to reach the goal: 36 in sequence, or 64 in parallel.
 _BUDGET = ((36, 1), (64, 8))
+#: A small kernel of a captured graph, start to start (NVIDIA, "Getting Started with CUDA Graphs": 3.4 on a V100).
+_KERNEL_US = 3.4
 
 
 def _world(tokens: int, drawn: int, width: int, context: int) -> Policy:
@@ -59,6 +64,38 @@ def _world(tokens: int, drawn: int, width: int, context: int) -> Policy:
         policy.get_buffer("tokenizer.net.codebook.learner._codebook.embed").normal_()
         policy.get_parameter("end_head.bias").copy_(torch.tensor([30.0, 0.0]))
     return policy.eval()
+
+
+class _Operators(TorchDispatchMode):
+    """Counts what computes: about one kernel each on a GPU. Views and allocations are none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not (func.is_view or "empty" in func.__name__ or "unsafe_view" in func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def _operators(way: tuple[int, int], args: argparse.Namespace) -> int:
+    """Return the operators of a step of one session, drawn as the server draws."""
+    policy = _world(*way, args.width, args.context)
+    tensors = {name: torch.zeros(2, *of.shape, dtype=of.dtype) for name, of in policy.state_layout().items()}
+    memory = Memory(tensors, torch.tensor([0]), torch.tensor([False]))
+    sampler = BatchSampler([1], [1], way[0] + 3, [1.0], [False], torch.device("cpu"), want_log_prob=False)
+    with _Operators() as counted:
+        policy.step({}, torch.zeros(1, policy.executed_size(), dtype=torch.int64), memory, sampler)
+    return counted.count
+
+
+def _count_operators(args: argparse.Namespace, console: Console) -> int:
+    table = Table("tokens", "at once", "operators a frame", f"frames/s at {_KERNEL_US} us each")
+    for way in args.ways:
+        count = _operators(way, args)
+        table.add_row(str(way[0]), str(way[1]), f"{count:,}", f"{1e6 / (count * _KERNEL_US):,.0f}")
+    console.print(table)
+    return 0
 
 
 def _name(way: tuple[int, int]) -> str:
@@ -164,7 +201,10 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=2.0, help="of each way in each round (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", default="auto", help="of the server (default %(default)s)")
+    parser.add_argument("--operators", action="store_true", help="count the operators of a frame, and stop")
     args, console = parser.parse_args(), report_console()
+    if args.operators:
+        return _count_operators(args, console)
     report: dict[str, Any] = {"benchmark": "world", "goal_hz": GOAL_HZ, "width": args.width, "context": args.context}
     with machine(report), tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "store"
