@@ -89,11 +89,11 @@ class Core(nn.Module):
     def advance(self, x_BQD: Tensor, begin: int, slots: Slots) -> Tensor:
         """Return vectors [B, Q, D] of the tokens `begin` to `begin` + Q - 1 of the frame that the slots are at."""
         num = x_BQD.shape[1]
-        turn = rotation(slots.positions(begin, num), self.shape.head_size)
+        turn, mask = slots.turn(begin, num), slots.mask(begin, num)
         for layer, block in enumerate(self._blocks()):
             query, key, value = block.project(x_BQD, turn)
             kept_key, kept_value = slots.keep(layer, begin, key, value)
-            read = block.attention(query, kept_key, kept_value, slots.mask(begin, num))
+            read = block.attention(query, kept_key, kept_value, mask)
             x_BQD = block.finish(x_BQD, read)
         y_BQD: Tensor = self.norm(x_BQD)
         return y_BQD
@@ -117,7 +117,8 @@ class _Attention(nn.Module):
             query_BAQE: Queries.
             key_BAJE: Keys.
             value_BAJE: Values; finite, seen or not.
-            mask: bool [1 or B, 1, Q, J], which keys a query sees; None: causal, and there are as many as queries.
+            mask: [1 or B, 1, Q, J], which keys a query sees: bool, or what is added, of the values' dtype; None:
+                causal, and there are as many as queries.
         """
         query_BAQE = query_BAQE.to(value_BAJE.dtype)
         key_BAJE = key_BAJE.to(value_BAJE.dtype)
@@ -142,8 +143,9 @@ class _Block(nn.Module):
 
     def project(self, x_BQD: Tensor, turn: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries and keys, turned by their positions, and values [B, A, Q, E]."""
-        query, key, value = self.qkv(self.norm1(x_BQD)).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        return rotate(query, turn).transpose(1, 2), rotate(key, turn).transpose(1, 2), value.transpose(1, 2)
+        qkv = self.qkv(self.norm1(x_BQD)).unflatten(-1, (3 * self.heads, -1))
+        turned = rotate(qkv[:, :, : 2 * self.heads], turn).transpose(1, 2)
+        return turned[:, : self.heads], turned[:, self.heads :], qkv[:, :, 2 * self.heads :].transpose(1, 2)
 
     def finish(self, x_BQD: Tensor, read_BQD: Tensor) -> Tensor:
         """Return what goes on to the next block [B, Q, D]."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from playserve_trainer.models.gpt.shape import Shape
+from playserve_trainer.models.p2p.rotary import Rotation, rotation
 from playserve_trainer.models.policy import Memory, Ring, StateTensor
 
 __all__ = ["HELD", "KEYS", "STEPS", "VALUES", "Slots", "looks", "slots_layout"]
@@ -52,10 +53,9 @@ class Slots:
         self._shape, self._own_PP, self._memory = shape, own_PP, memory
         self.steps_B = memory.read(STEPS)
         self.held_B = memory.read(HELD)
-        self._rings = {name: memory.read(name) for name in (KEYS, VALUES)}
         self._rows_B1 = torch.arange(len(self.steps_B), device=self.steps_B.device).unsqueeze(1)
-        self._back = 0
-        self._mask_BPW = self._visible()
+        self._take({name: memory.read(name) for name in (KEYS, VALUES)})
+        self.at(0, self.held_B)
 
     def at(self, back: int, held_B: Tensor) -> None:
         """Have the tokens that come be those of so many frames before the present one (0: the present one).
@@ -64,8 +64,15 @@ class Slots:
             back: How many.
             held_B: int64, frames before that one which are in the rings.
         """
-        self._back, self.held_B = back, held_B
-        self._mask_BPW = self._visible()
+        self.held_B = held_B
+        # Here, once for all tokens and layers of the frame: what each pass would compute anew.
+        shape, frame_B1 = self._shape, (self.steps_B - back).unsqueeze(1)
+        token_P = torch.arange(shape.tokens, device=frame_B1.device)
+        self._columns_BP = frame_B1 % shape.frames * shape.tokens + token_P
+        self._turn = rotation(frame_B1 * shape.tokens + token_P, shape.head_size)
+        seen_BPW = self._visible(frame_B1)
+        hidden = torch.zeros_like(seen_BPW, dtype=self._rings[VALUES].dtype)
+        self._mask_B1PW = hidden.masked_fill_(~seen_BPW, -torch.inf).unsqueeze(1)
 
     def copy(self) -> dict[str, Tensor]:
         """Return the rings as they are."""
@@ -73,34 +80,32 @@ class Slots:
 
     def put_back(self, rings: dict[str, Tensor], rows_B: Tensor) -> None:
         """Have the rings of some rows (bool [B]) be again what :meth:`copy` returned."""
-        for name, ring in self._rings.items():
-            self._rings[name] = torch.where(rows_B.view(-1, 1, 1, 1), rings[name], ring)
+        rows_B111 = rows_B.view(-1, 1, 1, 1)
+        self._take({name: torch.where(rows_B111, rings[name], ring) for name, ring in self._rings.items()})
 
-    def positions(self, begin: int, num: int) -> Tensor:
-        """Return the places int64 [B, Q] in their episodes of tokens of the frame."""
-        token_Q = torch.arange(begin, begin + num, device=self.steps_B.device)
-        return (self.steps_B - self._back).unsqueeze(1) * self._shape.tokens + token_Q
+    def turn(self, begin: int, num: int) -> Rotation:
+        """Return how tokens of the frame are turned by their places in their episodes, [B, Q, 1, E]."""
+        return self._turn.part((slice(None), slice(begin, begin + num)))
 
     def mask(self, begin: int, num: int) -> Tensor:
-        """Return what tokens of the frame see, bool [B, 1, Q, W]."""
-        return self._mask_BPW[:, begin : begin + num].unsqueeze(1)
+        """Return what tokens of the frame see, [B, 1, Q, W] to be added: 0, or minus infinity."""
+        return self._mask_B1PW[:, :, begin : begin + num]
 
     def keep(self, layer: int, begin: int, key_BAQE: Tensor, value_BAQE: Tensor) -> tuple[Tensor, Tensor]:
         """Store a layer's keys and values of tokens of the frame; return all of them [B, A, W, E]."""
-        num = key_BAQE.shape[2]
-        columns_BQ = self._columns()[:, begin : begin + num]
+        columns_BQ = self._columns_BP[:, begin : begin + key_BAQE.shape[2]]
         found = []
         for name, new_BAQE in ((KEYS, key_BAQE), (VALUES, value_BAQE)):
-            ring_BWD = self._rings[name][:, layer]
+            ring_BWD, ring_BAWE = self._layers[name][layer]
             ring_BWD[self._rows_B1, columns_BQ] = new_BAQE.transpose(1, 2).flatten(2).to(ring_BWD.dtype)
-            found.append(ring_BWD.view(*ring_BWD.shape[:2], self._shape.heads, -1).transpose(1, 2))
+            found.append(ring_BAWE)
         return found[0], found[1]
 
     def close(self) -> None:
         """Write the frame into the slots, and count it."""
         memory = self._memory
         if looks(self.steps_B) and not bool(memory.reset_B.any()):
-            columns_BP = self._columns()
+            columns_BP = self._columns_BP
             for name, ring in self._rings.items():
                 new = ring[self._rows_B1, :, columns_BP]
                 memory.pools[name][memory.slots_B.unsqueeze(1), :, columns_BP] = new.to(memory.pools[name].dtype)
@@ -110,17 +115,18 @@ class Slots:
         memory.write(STEPS, self.steps_B + 1)
         memory.write(HELD, (self.held_B + 1).clamp(max=self._shape.frames))
 
-    def _columns(self) -> Tensor:
-        """Return where the tokens of the frame lie [B, P]."""
-        tokens = self._shape.tokens
-        place_B1 = ((self.steps_B - self._back) % self._shape.frames).unsqueeze(1)
-        return place_B1 * tokens + torch.arange(tokens, device=place_B1.device)
+    def _take(self, rings: dict[str, Tensor]) -> None:
+        """Have other rings: both views of each layer's, [B, W, D] and [B, A, W, E], are made once."""
+        self._rings = rings
+        heads = self._shape.heads
+        self._layers = {
+            name: [(layer, layer.view(*layer.shape[:2], heads, -1).transpose(1, 2)) for layer in ring.unbind(1)]
+            for name, ring in rings.items()
+        }
 
-    def _visible(self) -> Tensor:
-        """Return which columns each token of the frame sees, bool [B, P, W]."""
-        shape, device = self._shape, self.steps_B.device
-        place_F = torch.arange(shape.frames, device=device)
-        ago_BF = ((self.steps_B - self._back).unsqueeze(1) - place_F) % shape.frames
+    def _visible(self, frame_B1: Tensor) -> Tensor:
+        """Return which columns each token of a frame sees, bool [B, P, W]."""
+        ago_BF = (frame_B1 - torch.arange(self._shape.frames, device=frame_B1.device)) % self._shape.frames
         past_BF = (ago_BF > 0) & (ago_BF <= self.held_B.unsqueeze(1))
         # [B, P, F, P]
         seen = past_BF[:, None, :, None] | ((ago_BF == 0)[:, None, :, None] & self._own_PP[None, :, None, :])

@@ -164,14 +164,13 @@ class WorldPolicy(GamePolicy):
         place_PD = self.embed_place.weight
         x_BQD = self._lead_of(executed_BH) + place_PD[: self._lead]
         tokens: list[Tensor] = []
-        entropy_B = torch.zeros(len(executed_BH), device=executed_BH.device)
+        logits: list[Tensor] = []
         begin = 0
         for group in range(self._count // drawn):
             y_BGD = self.core.advance(x_BQD, begin, slots)[:, -drawn:]
             begin += x_BQD.shape[1]
             logits_BGV = self.token_head(y_BGD).float()
-            spread_BGV = logits_BGV.log_softmax(-1)
-            entropy_B = entropy_B - (spread_BGV.exp() * spread_BGV).sum((1, 2))
+            logits.append(logits_BGV)
             for number in range(group * drawn, (group + 1) * drawn):
                 place = self._place(number)
                 token_B = sample(logits_BGV[:, number - group * drawn], place)
@@ -183,6 +182,8 @@ class WorldPolicy(GamePolicy):
         reward_B = sample(self.reward_head(last_BD).float(), self._count)
         end_B = sample(self.end_head(last_BD).float(), self._count + 1)
         in_order = [tokens[self._number(place)] for place in range(self._count)]
+        spread_BKV = torch.cat(logits, dim=1).log_softmax(-1)
+        entropy_B = -(spread_BKV.exp() * spread_BKV).sum((1, 2))
         return torch.stack([*in_order, reward_B, end_B], dim=1), entropy_B / self._count
 
     def _lead_of(self, executed_XH: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ class ActionDecoder(nn.Module):
         """
         its = slice(head, head + x_MND.shape[1])
         x = x_MND.float() + self.position[its].float()
-        by = Rotation(*(angles[its] for angles in cache.rotations or ()))
+        by = (cache.rotations or self._rotations(x_MND)).part(its)
         for block, keys_values in zip(self.blocks(), cache.layers, strict=True):
             x = block.advance(x, by, keys_values, 1 + head)
         return x
