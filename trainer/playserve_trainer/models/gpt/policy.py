@@ -75,6 +75,7 @@ class GptPolicy(Policy):
             return ForwardOutput(self.read(y_BND.unflatten(1, (*first_BT.shape[1:], -1))), after)
         return self._forward_steps(x_BTPD, first_BT, state)
 
+    @torch.no_grad()
     def _forward_steps(self, x_BTPD: Tensor, first_BT: Tensor, state: Mapping[str, Tensor] | None) -> ForwardOutput:
         rows, device = len(first_BT), first_BT.device
         pools = {name: tensor.to(device, copy=True) for name, tensor in (state or {}).items()} or {
@@ -88,6 +89,7 @@ class GptPolicy(Policy):
             slots.close()
         return ForwardOutput(self.read(torch.stack(seen, dim=1)), pools)
 
+    @torch.no_grad()
     def step(self, inputs: Mapping[str, Tensor], executed_BH: Tensor, memory: Memory, sample: Sampler) -> StepOutput:
         """See :class:`Policy`: one pass over the tokens of the frame."""
         one = {name: tensor.unsqueeze(1) for name, tensor in inputs.items()}

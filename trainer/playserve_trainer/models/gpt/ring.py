@@ -41,7 +41,7 @@ def looks(tensor: Tensor) -> bool:
 
 
 class Slots:
-    """The memory of B rows while the tokens of one frame come in.
+    """The memory of B rows while the tokens of one frame come in; without gradients, since they are stored in place.
 
     Args:
         shape: Of the core.
@@ -118,11 +118,11 @@ class Slots:
     def _take(self, rings: dict[str, Tensor]) -> None:
         """Have other rings: both views of each layer's, [B, W, D] and [B, A, W, E], are made once."""
         self._rings = rings
-        heads = self._shape.heads
-        self._layers = {
-            name: [(layer, layer.view(*layer.shape[:2], heads, -1).transpose(1, 2)) for layer in ring.unbind(1)]
-            for name, ring in rings.items()
-        }
+        self._layers = {name: [self._views(ring[:, layer]) for layer in range(ring.shape[1])]
+                        for name, ring in rings.items()}  # fmt: skip
+
+    def _views(self, layer_BWD: Tensor) -> tuple[Tensor, Tensor]:
+        return layer_BWD, layer_BWD.view(*layer_BWD.shape[:2], self._shape.heads, -1).transpose(1, 2)
 
     def _visible(self, frame_B1: Tensor) -> Tensor:
         """Return which columns each token of a frame sees, bool [B, P, W]."""
