@@ -221,9 +221,8 @@ def make_plan(study: Study, measure: Measure, *, data: str = "", created_at: str
 
 def _sizes_by_budget(study: Study, measure: Measure, task: str, name: str) -> dict[float, tuple[Size, ...]]:
     """Return the sizes of a variant at each budget, hold-outs included: its own window's, or the first variant's."""
-    centre = study.variants[name].centre
-    base = name if centre else next(iter(study.variants))
-    centre = centre or study.centre
+    base = name if study.variants[name].centre else next(iter(study.variants))
+    centre = study.centre_of(name)
     params = {size: measure(task, base, size).params for size in study.size.listed()}
     order = sorted(params, key=lambda size: params[size])
     found = {}

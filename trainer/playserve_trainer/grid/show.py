@@ -74,7 +74,7 @@ def _window(plan: Plan, variant: str, task: str, budget: float) -> Sequence[str]
         if (run.task, run.variant) == (task, variant) and budget in [cell.budget for cell in run.cells]
     ]
     sizes = {run.size: run.params for run in sorted(runs, key=lambda run: run.params)}
-    centre = study.variants[variant].centre or study.centre
+    centre = study.centre_of(variant)
     return (
         task,
         f"{budget:.3g}" + (" hold-out" if budget in study.hold_out else ""),

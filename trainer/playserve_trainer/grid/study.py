@@ -309,6 +309,10 @@ class Study:
         """Return the model family of a variant."""
         return self.variants[variant].family or self.family
 
+    def centre_of(self, variant: str) -> Centre | None:
+        """Return where the windows of a variant lie: its own centre, or the study's."""
+        return self.variants[variant].centre or self.centre
+
 
 def packaged_studies(package: str = "playserve_trainer.grid") -> dict[str, str]:
     """Return the text of each study that comes with a package, by name."""

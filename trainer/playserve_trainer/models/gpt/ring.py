@@ -118,8 +118,7 @@ class Slots:
     def _take(self, rings: dict[str, Tensor]) -> None:
         """Have other rings: both views of each layer's, [B, W, D] and [B, A, W, E], are made once."""
         self._rings = rings
-        self._layers = {name: [self._views(ring[:, layer]) for layer in range(ring.shape[1])]
-                        for name, ring in rings.items()}  # fmt: skip
+        self._layers = {name: [self._views(layer) for layer in ring.unbind(1)] for name, ring in rings.items()}
 
     def _views(self, layer_BWD: Tensor) -> tuple[Tensor, Tensor]:
         return layer_BWD, layer_BWD.view(*layer_BWD.shape[:2], self._shape.heads, -1).transpose(1, 2)
